@@ -1,0 +1,1 @@
+//! The pure mathematics of masked diffusion, on the host.

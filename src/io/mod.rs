@@ -1,0 +1,1 @@
+//! Files: checkpoints, configurations, tokenizers, hubs.

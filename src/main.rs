@@ -1,0 +1,5 @@
+//! The `lacuna` command.
+
+fn main() -> std::process::ExitCode {
+    lacuna::cli::run()
+}

@@ -1,0 +1,1 @@
+//! Networks: parameters, names, activations, layer loops.
