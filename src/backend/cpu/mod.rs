@@ -5,6 +5,9 @@
 //! instruction set ([`SimdLevel`]): the same input row gives the same bits everywhere.
 
 mod buffer;
+mod check;
+mod gemm;
+mod matmul;
 mod simd;
 
 use std::num::NonZeroUsize;
