@@ -1,8 +1,11 @@
 //! Drawing tokens: a naive implementation with a sort, in f64, judges the CPU's.
 
+use std::num::NonZeroUsize;
+
 use lacuna::Error;
+use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cpu::unmask::{keep_mask, unmask_rows};
-use lacuna::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
+use lacuna::backend::{Backend, Confidence, NO_TOKEN, RowDraw, RowParams, Unmask};
 use lacuna::rng::{Purpose, Rng};
 use proptest::prelude::*;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
@@ -414,4 +417,18 @@ fn parameters_out_of_range_are_refused() {
     assert!(shape(unmask_rows(&[0.0f32; 4], 0, &[PLAIN; 2], &mut out)));
     assert!(shape(keep_mask::<f32>(&[], &PLAIN).map(|_| ())));
     assert!(unmask_rows(&[0.0f32; 4], 2, &[], &mut []).is_ok());
+}
+
+#[test]
+fn the_backend_draws_the_same_tokens() {
+    let cpu = Cpu::<f32>::new(NonZeroUsize::new(2)).unwrap();
+    let (rows, vocab) = (9, 300);
+    let logits: Vec<f32> = (0..rows).flat_map(|r| normal_row(&Rng::new(4), r, vocab, 2.0)).collect();
+    let params: Vec<RowParams> =
+        (0..rows).map(|r| RowParams { top_p: 0.9, uniform: r as f32 / 9.0, ..PLAIN }).collect();
+    let mut expected = vec![RowDraw::default(); rows as usize];
+    unmask_rows(&logits, vocab, &params, &mut expected).unwrap();
+    let mut got = vec![RowDraw::default(); rows as usize];
+    cpu.unmask(&cpu.upload(&logits).unwrap(), vocab, &params, &mut got).unwrap();
+    assert_eq!(got, expected);
 }

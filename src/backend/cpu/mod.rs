@@ -6,6 +6,7 @@
 
 mod buffer;
 mod simd;
+pub mod unmask;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -16,17 +16,31 @@ pub use mass::UnmaskElement;
 
 use rayon::prelude::*;
 
-use crate::backend::{RowDraw, RowParams};
+use super::{Cpu, CpuElement};
+use crate::backend::{Backend, RowDraw, RowParams, Unmask};
 use crate::error::{Error, Result};
 
 /// Vocabularies must be smaller than this, so that a sum of masses fits in 64 bits.
 const VOCAB_LIMIT: usize = 1 << 24;
 
+impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
+    fn unmask(
+        &self,
+        logits: &Self::Buffer,
+        vocab: usize,
+        params: &[RowParams],
+        out: &mut [RowDraw],
+    ) -> Result<()> {
+        self.run(|| unmask_rows(logits.as_slice(), vocab, params, out))
+    }
+}
+
 /// Draws one token from each of `params.len()` rows of `logits` `[rows, vocab]` (row-major), rows in
 /// parallel in the current rayon pool. See [`Unmask::unmask`](crate::backend::Unmask::unmask).
 ///
 /// Masses are integers on a scale of 2^40: a token less probable than 2^-40 times the best one is
-/// never drawn. No memory is allocated once a thread has seen the vocabulary.
+/// never drawn. The first call with a larger vocabulary than before sets memory aside on every thread
+/// of the pool; later ones allocate nothing.
 ///
 /// # Errors
 /// - [`Error::NonFinite`] when a row holds NaN or +inf, or nothing but -inf; with several such rows,
@@ -49,6 +63,11 @@ pub fn unmask_rows<E: UnmaskElement>(
     let Some(logits) = logits.get(..needed) else {
         return Err(Error::Shape { op: "unmask", what: "logits", expected: needed, got: logits.len() });
     };
+    // Threads of a pool are prepared together, so this thread's memory speaks for all.
+    if !E::with_scratch(|scratch| scratch.is_ready(vocab)) {
+        E::with_scratch(|scratch| scratch.prepare(vocab));
+        rayon::broadcast(|_| E::with_scratch(|scratch| scratch.prepare(vocab)));
+    }
     let failed = logits
         .par_chunks_exact(vocab)
         .zip_eq(params)

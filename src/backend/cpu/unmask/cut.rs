@@ -35,6 +35,12 @@ impl Default for Selection {
 }
 
 impl Selection {
+    /// Sets memory aside for `len` values.
+    pub fn prepare(&mut self, len: usize) {
+        self.active.clear();
+        self.active.reserve_exact(len);
+    }
+
     /// Keeps, in ranking order, each one before which the weights sum to at most `limit`; the first
     /// is always kept. `z` holds finite numbers with finite differences, at least one; `weight(i)`
     /// is the weight of `z[i]`, and the sum of all does not overflow.

@@ -20,6 +20,8 @@ pub struct Scratch<E> {
     z: Vec<E>,
     masses: Vec<u64>,
     selection: Selection,
+    /// Vocabulary that there is room for.
+    ready: usize,
 }
 
 impl<E> Default for Scratch<E> {
@@ -32,6 +34,7 @@ impl<E> Default for Scratch<E> {
             z: Vec::new(),
             masses: Vec::new(),
             selection: Selection::default(),
+            ready: 0,
         }
     }
 }
@@ -69,6 +72,27 @@ impl<E: UnmaskElement> Measured<E> {
 }
 
 impl<E: UnmaskElement> Scratch<E> {
+    /// Whether [`prepare`](Self::prepare) was called for this vocabulary or a larger one.
+    pub fn is_ready(&self, vocab: usize) -> bool {
+        self.ready >= vocab
+    }
+
+    /// Sets memory aside, so that drawing from rows of `vocab` logits allocates nothing.
+    pub fn prepare(&mut self, vocab: usize) {
+        if self.is_ready(vocab) {
+            return;
+        }
+        let blocks = vocab.div_ceil(BLOCK);
+        grow(&mut self.peaks, blocks);
+        grow(&mut self.sums, blocks);
+        grow(&mut self.order, blocks);
+        grow(&mut self.ids, vocab + BLOCK);
+        grow(&mut self.z, vocab + BLOCK);
+        grow(&mut self.masses, vocab + BLOCK);
+        self.selection.prepare(vocab);
+        self.ready = vocab;
+    }
+
     /// Draws from `row`, which is row `r` of its batch (for messages).
     pub fn draw(&mut self, row: &[E], r: usize, params: &RowParams) -> Result<RowDraw> {
         check(row.len(), params)?;
@@ -290,6 +314,11 @@ impl<E: UnmaskElement> Scratch<E> {
         let others = self.peaks.iter().enumerate().filter(|(b, _)| *b != block).map(|(_, &z)| z);
         beside.chain(others).fold(E::neg_infinity(), E::max)
     }
+}
+
+/// Makes room for `len` numbers in all.
+pub(super) fn grow<T>(memory: &mut Vec<T>, len: usize) {
+    memory.reserve_exact(len.saturating_sub(memory.len()));
 }
 
 /// Checks what does not depend on the logits.
