@@ -9,6 +9,7 @@ mod check;
 mod gemm;
 mod matmul;
 mod simd;
+pub mod unmask;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
