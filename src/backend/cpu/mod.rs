@@ -1,1 +1,227 @@
-//! The CPU backend.
+//! The CPU backend: hand-written SIMD kernels on a thread pool.
+//!
+//! Every number an operation produces has one fixed order of arithmetic. It does not depend on how
+//! many rows share the call, on the number of threads, on how the work was cut into tasks, or on the
+//! instruction set ([`SimdLevel`]): the same input row gives the same bits everywhere.
+
+mod buffer;
+mod simd;
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+pub use buffer::Buffer;
+pub use simd::{CpuElement, SimdLevel};
+use simd::{Isa, Kernel};
+
+use super::{Backend, Layout};
+use crate::element::StoredTensor;
+use crate::error::{Error, Result};
+
+/// The CPU with activations in `E` (`f32`; `f64` for tests). Cheap to clone; clones share the
+/// thread pool.
+pub struct Cpu<E: CpuElement> {
+    shared: Arc<Inner<E>>,
+}
+
+struct Inner<E: CpuElement> {
+    pool: rayon::ThreadPool,
+    isa: Isa,
+    /// Working memory of each thread of the pool.
+    scratch: Vec<Mutex<Buffer<E>>>,
+}
+
+/// Numbers of working memory a thread has. What an operation does not touch costs nothing.
+const SCRATCH: usize = 128 * 1024;
+
+impl<E: CpuElement> Clone for Cpu<E> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<E: CpuElement> std::fmt::Debug for Cpu<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cpu({} threads, {})", self.threads(), self.level())
+    }
+}
+
+impl<E: CpuElement> Cpu<E> {
+    /// A backend with its own pool of `threads` threads; without a number, one for each core that
+    /// the process may use.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the threads cannot be started.
+    pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
+        Self::with_level(threads, SimdLevel::detect())
+    }
+
+    /// As [`Cpu::new`], with the kernels of a given instruction set. The results are the same bits.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when this machine lacks the instruction set.
+    pub fn with_level(threads: Option<NonZeroUsize>, level: SimdLevel) -> Result<Self> {
+        let Some(isa) = Isa::new(level) else {
+            return Err(Error::Request(format!(
+                "this machine cannot run {level} instructions; the best it can is {}",
+                SimdLevel::detect()
+            )));
+        };
+        let mut builder = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("lacuna-cpu-{i}"));
+        if let Some(threads) = threads {
+            builder = builder.num_threads(threads.get());
+        }
+        let pool = builder.build().map_err(|e| {
+            Error::Request(format!("cannot start the CPU threads: {e}; ask for fewer with --threads"))
+        })?;
+        let scratch = (0..pool.current_num_threads())
+            .map(|_| Buffer::zeroed(SCRATCH).map(Mutex::new))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { shared: Arc::new(Inner { pool, isa, scratch }) })
+    }
+
+    /// Threads in the pool.
+    pub fn threads(&self) -> usize {
+        self.shared.pool.current_num_threads()
+    }
+
+    /// The instruction set in use.
+    pub fn level(&self) -> SimdLevel {
+        self.shared.isa.level()
+    }
+
+    /// Runs `f(0) .. f(tasks - 1)`, each once, on the pool; on the calling thread when there is
+    /// nothing to share out. Allocates nothing when called inside [`Backend::run`].
+    pub(crate) fn for_each(&self, tasks: usize, f: impl Fn(usize) + Send + Sync) {
+        if tasks <= 1 || self.threads() == 1 {
+            (0..tasks).for_each(f);
+        } else {
+            self.shared.pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(f));
+        }
+    }
+
+    /// As [`for_each`](Self::for_each); each task borrows its thread's working memory of
+    /// [`SCRATCH`] numbers, which holds anything. `f` must not share out work itself.
+    fn for_each_with_scratch(&self, tasks: usize, f: impl Fn(usize, &mut [E]) + Send + Sync) {
+        let pool = &self.shared.pool;
+        let one = |task: usize| {
+            let thread = pool.current_thread_index().unwrap_or(0);
+            if let Some(scratch) = self.shared.scratch.get(thread) {
+                f(task, scratch.lock().unwrap_or_else(PoisonError::into_inner).as_mut_slice());
+            }
+        };
+        if tasks <= 1 || self.threads() == 1 {
+            // Outside the pool this borrows thread 0's memory: the lock keeps that right.
+            (0..tasks).for_each(one);
+        } else {
+            pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(one));
+        }
+    }
+
+    /// Runs `kernel` compiled for this backend's instruction set.
+    #[inline]
+    fn dispatch<K: Kernel<E>>(&self, kernel: K) -> K::Out {
+        E::dispatch(self.shared.isa, kernel)
+    }
+}
+
+/// A weight in its stored dtype and layout, in place in the file map.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    tensor: StoredTensor,
+    layout: Layout,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Matrix {
+    /// Numbers a row of the input has.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Numbers a row of the result has.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The stored numbers.
+    pub fn tensor(&self) -> &StoredTensor {
+        &self.tensor
+    }
+}
+
+impl<E: CpuElement> Backend for Cpu<E> {
+    type Elem = E;
+    type Buffer = Buffer<E>;
+    type Index = Buffer<u32>;
+    type Matrix = Matrix;
+
+    fn alloc(&self, len: usize) -> Result<Buffer<E>> {
+        Buffer::zeroed(len)
+    }
+
+    fn upload(&self, src: &[E]) -> Result<Buffer<E>> {
+        Buffer::from_slice(src)
+    }
+
+    fn alloc_index(&self, len: usize) -> Result<Buffer<u32>> {
+        Buffer::zeroed(len)
+    }
+
+    fn capacity(&self, buffer: &Buffer<E>) -> usize {
+        buffer.len()
+    }
+
+    fn write_index(&self, dst: &mut Buffer<u32>, src: &[u32]) -> Result<()> {
+        let got = dst.len();
+        let Some(head) = dst.as_mut_slice().get_mut(..src.len()) else {
+            return Err(Error::Shape { op: "write_index", what: "index", expected: src.len(), got });
+        };
+        head.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn read(&self, src: &Buffer<E>, at: usize, dst: &mut [E]) -> Result<()> {
+        let range = at..at.saturating_add(dst.len());
+        let Some(part) = src.as_slice().get(range.clone()) else {
+            return Err(Error::Shape { op: "read", what: "buffer", expected: range.end, got: src.len() });
+        };
+        dst.copy_from_slice(part);
+        Ok(())
+    }
+
+    fn matrix(&self, tensor: &StoredTensor, layout: Layout) -> Result<Matrix> {
+        let &[rows, columns] = tensor.shape() else {
+            let got = tensor.shape().len();
+            return Err(Error::Shape { op: "matrix", what: "dimensions of a weight", expected: 2, got });
+        };
+        let (outputs, inputs) = match layout {
+            Layout::OutIn => (rows, columns),
+            Layout::InOut => (columns, rows),
+        };
+        Ok(Matrix { tensor: tensor.clone(), layout, inputs, outputs })
+    }
+
+    fn vector(&self, tensor: &StoredTensor) -> Result<Buffer<E>> {
+        let mut buffer = Buffer::zeroed(tensor.len())?;
+        for (i, x) in buffer.as_mut_slice().iter_mut().enumerate() {
+            *x = E::from_f32(tensor.get(i));
+        }
+        Ok(buffer)
+    }
+
+    fn copied_bytes(&self, _matrix: &Matrix) -> usize {
+        0
+    }
+
+    fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.shared.pool.install(f)
+    }
+}
