@@ -163,11 +163,7 @@ pub fn prompt_canvas(files: &ModelFiles, choices: &Sampling, prompt: Option<&str
             "the prompt has {} tokens{wanted}, the context of {} holds {context}: {}",
             ids.len(),
             files.name,
-            if room == 0 {
-                "shorten the prompt".to_owned()
-            } else {
-                format!("at most --length {room} fits")
-            }
+            if room == 0 { "shorten the prompt".to_owned() } else { format!("at most --length {room} fits") }
         )));
     }
     Ok(Canvas::prefix(&ids, length))
@@ -295,10 +291,10 @@ mod tests {
     #[test]
     fn without_a_tokenizer_tokens_are_numbers() {
         let speller = Speller(None);
-        assert_eq!(speller.runs(&[5, 6, 7], &[true, false, false]).unwrap(), [
-            (true, "<5>".to_owned()),
-            (false, "<6><7>".to_owned())
-        ]);
+        assert_eq!(
+            speller.runs(&[5, 6, 7], &[true, false, false]).unwrap(),
+            [(true, "<5>".to_owned()), (false, "<6><7>".to_owned())]
+        );
         assert_eq!(speller.unfinished(&[5, 0, 0, 7], &[false, true, true, false]), "<5>[[gap:2]]<7>");
         assert!(speller.encode("x").unwrap_err().to_string().contains("tokenizer.json"));
     }

@@ -140,9 +140,9 @@ pub fn candidates(
 
 /// Says when a space before a gap is likely to hurt.
 fn advise(pieces: &[Piece]) {
-    let spaced = pieces.windows(2).any(
-        |pair| matches!(pair, [Piece::Text(text), Piece::Gap(_)] if text.ends_with(|c: char| c == ' ')),
-    );
+    let spaced = pieces
+        .windows(2)
+        .any(|pair| matches!(pair, [Piece::Text(text), Piece::Gap(_)] if text.ends_with(' ')));
     if spaced {
         note(
             "note: a space right before a gap is kept as given; most tokenizers keep the space with the \

@@ -135,7 +135,9 @@ mod tests {
 
     #[test]
     fn bad_marks_are_named() {
-        for bad in ["[[gap]]", "[[gap:]]", "[[gap:x]]", "[[gap:0]]", "[[gap:-3]]", "[[gap:9-4]]", "[[gap:1-2-3]]"] {
+        for bad in
+            ["[[gap]]", "[[gap:]]", "[[gap:x]]", "[[gap:0]]", "[[gap:-3]]", "[[gap:9-4]]", "[[gap:1-2-3]]"]
+        {
             let message = parse(&format!("é {bad} é")).unwrap_err().to_string();
             assert!(message.contains(bad), "{message}");
         }

@@ -100,8 +100,7 @@ pub fn run() -> ExitCode {
         Ok(interrupt) => interrupt,
         Err(error) => return fail(&error, json),
     };
-    let context =
-        Context { interrupt, terminal: Terminal::detect(), reported: AtomicBool::new(false) };
+    let context = Context { interrupt, terminal: Terminal::detect(), reported: AtomicBool::new(false) };
     match dispatch(cli.command, &context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, json && !context.reported.load(Ordering::Relaxed)),
@@ -157,9 +156,10 @@ mod tests {
             found.get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect()
         };
         let generate = flags("generate");
-        for name in "model prompt length steps temperature top-p top-k order seed mask-id threads device batch json \
+        for name in
+            "model prompt length steps temperature top-p top-k order seed mask-id threads device batch json \
                      quiet watch trace ar greedy"
-            .split_whitespace()
+                .split_whitespace()
         {
             assert!(generate.iter().any(|f| f == name), "--{name} is gone");
         }

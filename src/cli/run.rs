@@ -87,12 +87,7 @@ struct Tap<'a> {
 }
 
 impl<'a> Tap<'a> {
-    fn new(
-        requests: &'a [Request],
-        speller: Speller<'a>,
-        output: &OutputArgs,
-        context: &'a Context,
-    ) -> Self {
+    fn new(requests: &'a [Request], speller: Speller<'a>, output: &OutputArgs, context: &'a Context) -> Self {
         let n = requests.len();
         let left: Vec<usize> = requests.iter().map(|r| r.canvas.maskable()).collect();
         let bar = ProgressBar::new(left.iter().sum::<usize>() as u64);
@@ -126,10 +121,8 @@ impl<'a> Tap<'a> {
     fn finish(mut self, results: Vec<Result<Generation>>) -> Outcome {
         let total = self.seconds();
         self.bar.finish_and_clear();
-        if let Some(watch) = &mut self.watch {
-            if self.context.terminal.stdout {
-                watch.clear();
-            }
+        if let (Some(watch), true) = (&mut self.watch, self.context.terminal.stdout) {
+            watch.clear();
         }
         Outcome {
             seconds: self.done.iter().map(|s| s.unwrap_or(total)).collect(),

@@ -112,9 +112,9 @@ impl Sampling {
             (None, None, Some(name)) => Err(Error::request(format!(
                 "--{name} belongs to the confidence orders; add --order confidence, entropy or margin"
             ))),
-            (Some(_), Some(_), Some(name)) => {
-                Err(Error::request(format!("--{name} has no meaning with --threshold; leave one of them out")))
-            }
+            (Some(_), Some(_), Some(name)) => Err(Error::request(format!(
+                "--{name} has no meaning with --threshold; leave one of them out"
+            ))),
             (None, None, None) => Ok(Order::Random),
             (Some(by), Some(tau), None) => {
                 let fits = match by {
@@ -273,7 +273,9 @@ mod tests {
         let r = json("{}").over(&defaults).request(Canvas::prefix(&[1], 3)).unwrap();
         assert_eq!(r.temperature, 0.0);
         assert!(matches!(r.order, Order::Confidence { remask: true, .. }));
-        assert!(json(r#"{"ar":true}"#).over(&defaults).request(Canvas::prefix(&[1], 3)).unwrap().autoregressive);
+        assert!(
+            json(r#"{"ar":true}"#).over(&defaults).request(Canvas::prefix(&[1], 3)).unwrap().autoregressive
+        );
     }
 
     #[test]

@@ -50,7 +50,6 @@ pub enum Style {
     Remasked,
     /// Filled text shown among given text.
     Filled,
-    Bold,
 }
 
 impl Style {
@@ -63,7 +62,6 @@ impl Style {
             Style::Masked => "\x1b[34m",
             Style::Remasked => "\x1b[35m",
             Style::Filled => "\x1b[1;36m",
-            Style::Bold => "\x1b[1m",
         }
     }
 
@@ -119,9 +117,7 @@ pub fn is_closed_pipe(error: &Error) -> bool {
 /// `text` without control characters that could move the cursor or change the terminal's state:
 /// line ends and tabs stay, others become U+FFFD.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{FFFD}' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{FFFD}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -225,7 +225,8 @@ mod tests {
             for outside in ["http://", "https://", "src=", "@import", "url("] {
                 assert!(!page.contains(outside), "the page reaches for {outside}");
             }
-            let start = page.find(r#"type="application/json">"#).unwrap() + r#"type="application/json">"#.len();
+            let start =
+                page.find(r#"type="application/json">"#).unwrap() + r#"type="application/json">"#.len();
             let end = start + page[start..].find("</script>").unwrap();
             let data: Value = serde_json::from_str(&page[start..end]).unwrap();
             let run = &data["runs"][0];

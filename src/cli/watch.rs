@@ -87,10 +87,8 @@ struct Page {
 
 impl Page {
     fn put(&mut self, word: &[(Look, String)]) {
-        let columns: usize = word
-            .iter()
-            .map(|(_, t)| t.split('\n').next_back().unwrap_or_default().width())
-            .sum();
+        let columns: usize =
+            word.iter().map(|(_, t)| t.split('\n').next_back().unwrap_or_default().width()).sum();
         let breaks = word.iter().any(|(_, t)| t.contains('\n'));
         let wraps = !breaks && columns <= self.width && self.used + columns > self.width;
         if wraps {
@@ -144,7 +142,7 @@ pub fn header(step: &Step<'_>, maskable: usize, width: usize) -> String {
     if room < 4 {
         return words.trim_end().chars().take(width).collect();
     }
-    let done = if maskable == 0 { room } else { room * (maskable - left.min(maskable)) / maskable };
+    let done = (room * (maskable - left.min(maskable))).checked_div(maskable).unwrap_or(room);
     format!("{words}{}{}", "█".repeat(done), "░".repeat(room - done))
 }
 
@@ -268,7 +266,7 @@ impl<'a> Watch<'a> {
     /// A line about every tenth of the run, for logs.
     fn line(&mut self, step: &Step<'_>, maskable: usize) {
         let left = step.masked.iter().filter(|m| **m).count();
-        let tenth = if maskable == 0 { 10 } else { 10 * (maskable - left.min(maskable)) / maskable };
+        let tenth = (10 * (maskable - left.min(maskable))).checked_div(maskable).unwrap_or(10);
         if tenth > self.seen || left == 0 {
             self.seen = tenth;
             super::terminal::note(&header(step, maskable, 79));
@@ -318,7 +316,16 @@ mod tests {
 
     #[test]
     fn lines_never_exceed_the_width() {
-        let words = ["To", " be", ",", " or", " not", "\n", " 到処の漢字ばかり", " extraordinarilylongwordwithoutend"];
+        let words = [
+            "To",
+            " be",
+            ",",
+            " or",
+            " not",
+            "\n",
+            " 到処の漢字ばかり",
+            " extraordinarilylongwordwithoutend",
+        ];
         for width in [4, 7, 20, 79] {
             let all: Vec<Cell> = (0..60)
                 .map(|i| match i % 5 {

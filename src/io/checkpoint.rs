@@ -300,7 +300,11 @@ pub fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
         let plain = !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']);
         if !plain || !file.ends_with(".safetensors") {
             let what = format!("file of tensor {tensor}");
-            return Err(fail(what, "the plain name of a .safetensors file beside the index", format!("{file:?}")));
+            return Err(fail(
+                what,
+                "the plain name of a .safetensors file beside the index",
+                format!("{file:?}"),
+            ));
         }
         shards.entry(file).or_default().push(tensor);
     }

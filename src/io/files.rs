@@ -94,7 +94,15 @@ impl ModelFiles {
         let mut notes = Vec::new();
         let tokenizer = open_tokenizer(dir, configs.tokenizer.as_ref(), &mut notes)?;
         let checkpoint = Checkpoint::open(weights)?;
-        Self::assemble(folder_name(dir), Some(dir.to_path_buf()), configs, config, tokenizer, checkpoint, notes)
+        Self::assemble(
+            folder_name(dir),
+            Some(dir.to_path_buf()),
+            configs,
+            config,
+            tokenizer,
+            checkpoint,
+            notes,
+        )
     }
 
     /// The model that is part of the program.
@@ -164,7 +172,18 @@ impl ModelFiles {
         note_dtypes(&configs.config, &checkpoint, &mut notes);
         let shift = configs.config.bool("shift")?.unwrap_or(true);
         let add_bos = add_bos(configs.tokenizer.as_ref())?;
-        Ok(Self { name, path, config, special, shift, mask_is_dedicated, add_bos, checkpoint, tokenizer, notes })
+        Ok(Self {
+            name,
+            path,
+            config,
+            special,
+            shift,
+            mask_is_dedicated,
+            add_bos,
+            checkpoint,
+            tokenizer,
+            notes,
+        })
     }
 }
 
@@ -221,7 +240,8 @@ fn open_tokenizer(dir: &Path, config: Option<&Object>, notes: &mut Vec<String>) 
     }
     if at("tokenizer.model").exists() {
         notes.push(
-            "tokenizer.model alone is not read; save a tokenizer.json with transformers' fast tokenizer".into(),
+            "tokenizer.model alone is not read; save a tokenizer.json with transformers' fast tokenizer"
+                .into(),
         );
     }
     Ok(None)
@@ -233,7 +253,9 @@ fn add_bos(config: Option<&Object>) -> Result<bool> {
     let Some(config) = config else { return Ok(false) };
     match config.bool("add_bos_token")? {
         Some(add) => Ok(add),
-        None => Ok(config.string("tokenizer_class")?.is_some_and(|class| class.starts_with("LlamaTokenizer"))),
+        None => {
+            Ok(config.string("tokenizer_class")?.is_some_and(|class| class.starts_with("LlamaTokenizer")))
+        }
     }
 }
 

@@ -72,7 +72,8 @@ fn gpt2(o: &Object) -> Result<ModelConfig> {
         kv_heads: heads,
         head_dim,
         mlp_width,
-        max_positions: o.required_count(&["n_positions", "n_ctx", "max_position_embeddings"], MAX_POSITIONS)?,
+        max_positions: o
+            .required_count(&["n_positions", "n_ctx", "max_position_embeddings"], MAX_POSITIONS)?,
         norm: NormKind::LayerNorm,
         norm_eps: eps(o, "layer_norm_epsilon", 1e-5)?,
         activation: activation(o, "activation_function", "gelu_new")?,
@@ -96,7 +97,11 @@ fn llama(o: &Object) -> Result<ModelConfig> {
         }
     };
     if head_dim % 2 != 0 {
-        return Err(o.error("head_dim", "an even number (rotary positions turn pairs)", head_dim.to_string()));
+        return Err(o.error(
+            "head_dim",
+            "an even number (rotary positions turn pairs)",
+            head_dim.to_string(),
+        ));
     }
     if heads.checked_mul(head_dim).is_none_or(|n| n > MAX_WIDTH) {
         let expected = format!("at most {MAX_WIDTH} columns in all heads");
@@ -207,9 +212,7 @@ fn activation(o: &Object, field: &str, default: &'static str) -> Result<Activati
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
         "gelu" => Ok(Activation::GeluErf),
         "silu" | "swish" => Ok(Activation::Silu),
-        other => {
-            Err(o.error(field, "one of gelu_new, gelu_pytorch_tanh, gelu, silu", format!("{other:?}")))
-        }
+        other => Err(o.error(field, "one of gelu_new, gelu_pytorch_tanh, gelu, silu", format!("{other:?}"))),
     }
 }
 

@@ -71,7 +71,8 @@ impl Hub {
         let var = |name: &str| var(name).filter(|v| !v.trim().is_empty());
         let home = var("HF_HOME").map(PathBuf::from).or_else(|| {
             let cache = var("XDG_CACHE_HOME").map(PathBuf::from);
-            let home = || std::env::home_dir().filter(|h| !h.as_os_str().is_empty()).map(|h| h.join(".cache"));
+            let home =
+                || std::env::home_dir().filter(|h| !h.as_os_str().is_empty()).map(|h| h.join(".cache"));
             cache.or_else(home).map(|c| c.join("huggingface"))
         });
         let cache = var("HF_HUB_CACHE").map(PathBuf::from).or_else(|| home.as_ref().map(|h| h.join("hub")));
@@ -79,7 +80,10 @@ impl Hub {
         let offline = var("HF_HUB_OFFLINE")
             .is_some_and(|v| matches!(v.trim().to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
         Self {
-            endpoint: var("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()).trim_end_matches('/').to_owned(),
+            endpoint: var("HF_ENDPOINT")
+                .unwrap_or_else(|| ENDPOINT.to_owned())
+                .trim_end_matches('/')
+                .to_owned(),
             cache,
             token: token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
             offline,
@@ -123,9 +127,21 @@ impl Hub {
 
         // All files from one commit, even if the branch moves meanwhile.
         let at = Repo::with_revision(name.to_owned(), RepoType::Model, info.sha.clone());
-        let download = Download { hub: self, id, api: &api, repo: api.repo(at), cache: &cache, target: &repo, sha: &info.sha };
+        let download = Download {
+            hub: self,
+            id,
+            api: &api,
+            repo: api.repo(at),
+            cache: &cache,
+            target: &repo,
+            sha: &info.sha,
+        };
         if !files.contains(&"config.json") {
-            return Err(fail(id, "the model has no config.json", "give the id of a model in transformers' format"));
+            return Err(fail(
+                id,
+                "the model has no config.json",
+                "give the id of a model in transformers' format",
+            ));
         }
         for file in OPTIONAL.iter().filter(|f| files.contains(*f)) {
             download.file(file)?;
@@ -159,7 +175,9 @@ impl Hub {
                 ),
                 ureq::Error::StatusCode(code @ (401 | 403)) => fail(
                     id,
-                    format!("{hub} does not give out {what} (HTTP {code}): no such model, or a private or gated one"),
+                    format!(
+                        "{hub} does not give out {what} (HTTP {code}): no such model, or a private or gated one"
+                    ),
                     "check the spelling; for a private or gated model accept its terms and set HF_TOKEN",
                 ),
                 ureq::Error::StatusCode(code) => {
@@ -176,9 +194,11 @@ impl Hub {
                 format!("another process is fetching {what}"),
                 "wait for it to finish, then try again",
             ),
-            ApiError::IoError(e) => {
-                fail(id, format!("{what} cannot be stored: {e}"), "check the disk and HF_HOME, then try again")
-            }
+            ApiError::IoError(e) => fail(
+                id,
+                format!("{what} cannot be stored: {e}"),
+                "check the disk and HF_HOME, then try again",
+            ),
             e => fail(id, format!("fetching {what} failed: {e}"), "try again; check HF_ENDPOINT"),
         }
     }
@@ -203,7 +223,8 @@ impl Download<'_> {
         let metadata = self.api.metadata(&self.repo.url(name)).map_err(|e| fetched(&e))?;
         let (etag, size) = (metadata.etag(), metadata.size() as u64);
         if metadata.commit_hash() != self.sha || !is_plain(etag) {
-            let what = format!("{} answers with another commit or a malformed tag for {name}", self.hub.endpoint);
+            let what =
+                format!("{} answers with another commit or a malformed tag for {name}", self.hub.endpoint);
             return Err(fail(self.id, what, "try again; check HF_ENDPOINT"));
         }
         let repo = self.cache.repo(self.target.clone());

@@ -31,7 +31,8 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
     if bytes.len() as u64 > limit {
-        let size = std::io::Error::other(format!("it is larger than {limit} bytes, the most read of such a file"));
+        let size =
+            std::io::Error::other(format!("it is larger than {limit} bytes, the most read of such a file"));
         return Err(Error::io("read", path, size));
     }
     Ok(bytes)

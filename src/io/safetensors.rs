@@ -165,8 +165,9 @@ pub fn read_header(bytes: &[u8], path: &Path) -> Result<Header> {
         let expected = format!("{length} bytes of header, as the file states");
         return Err(fail("header", expected, format!("{} bytes (a truncated file?)", rest.len())));
     };
-    let json = std::str::from_utf8(json)
-        .map_err(|e| fail("header", "UTF-8 text".into(), format!("an invalid byte at {}", 8 + e.valid_up_to())))?;
+    let json = std::str::from_utf8(json).map_err(|e| {
+        fail("header", "UTF-8 text".into(), format!("an invalid byte at {}", 8 + e.valid_up_to()))
+    })?;
     if !json.starts_with('{') {
         let got = json.chars().next().map_or("nothing".to_owned(), |c| format!("{c:?}"));
         return Err(fail("header", "a JSON object at byte 8".into(), got));
@@ -207,8 +208,9 @@ fn locate(
     };
     let mut shape = Vec::with_capacity(tensor.shape.len());
     for &d in &tensor.shape {
-        let d = usize::try_from(d)
-            .map_err(|_| fail(&what("shape"), "sizes that fit this machine".into(), format!("{:?}", tensor.shape)))?;
+        let d = usize::try_from(d).map_err(|_| {
+            fail(&what("shape"), "sizes that fit this machine".into(), format!("{:?}", tensor.shape))
+        })?;
         shape.push(d);
     }
     if let Some(bits) = bits(&tensor.dtype) {
@@ -219,7 +221,8 @@ fn locate(
             .filter(|total| total % 8 == 0)
             .map(|total| total / 8)
             .ok_or_else(|| {
-                let got = format!("{:?} of {}, which is no countable number of bytes", tensor.shape, tensor.dtype);
+                let got =
+                    format!("{:?} of {}, which is no countable number of bytes", tensor.shape, tensor.dtype);
                 fail(&what("shape"), "a shape whose bytes can be counted".into(), got)
             })?;
         if expected != end - start {
@@ -243,7 +246,11 @@ fn no_overlap_no_hole(
         if t.start != at {
             let kind = if t.start < at { "overlapping tensors" } else { "a hole" };
             let expected = format!("its data right behind {before}, at byte {}", at - base);
-            return Err(fail(&format!("tensor {}", t.name), expected, format!("{kind}: byte {}", t.start - base)));
+            return Err(fail(
+                &format!("tensor {}", t.name),
+                expected,
+                format!("{kind}: byte {}", t.start - base),
+            ));
         }
         (at, before) = (t.end, &t.name);
     }

@@ -115,7 +115,9 @@ impl Sources<'_> {
 
     fn find(&self, kind: &str, notes: &mut Vec<String>) -> Result<Option<SpecialId>> {
         let field = format!("{kind}_token_id");
-        for (file, object) in [("config.json", Some(self.config)), ("generation_config.json", self.generation)] {
+        for (file, object) in
+            [("config.json", Some(self.config)), ("generation_config.json", self.generation)]
+        {
             if let Some(object) = object
                 && let Some(id) = self.id_field(object, file, &field, kind, notes)?
             {
@@ -123,7 +125,8 @@ impl Sources<'_> {
             }
         }
         let field = format!("{kind}_token");
-        let files = [("tokenizer_config.json", self.tokenizer_config), ("special_tokens_map.json", self.tokens_map)];
+        let files =
+            [("tokenizer_config.json", self.tokenizer_config), ("special_tokens_map.json", self.tokens_map)];
         for (file, object) in files {
             if let Some(object) = object
                 && let Some(id) = self.token_field(object, file, &field, kind, notes)?
@@ -210,7 +213,9 @@ impl Sources<'_> {
             Some(id) if kind == "mask" => Err(self.outside(object, field, i64::from(id))),
             Some(id) => {
                 let rows = self.vocab_size;
-                notes.push(format!("{file} {field} {token:?} is id {id}, outside the vocabulary of {rows}: not used"));
+                notes.push(format!(
+                    "{file} {field} {token:?} is id {id}, outside the vocabulary of {rows}: not used"
+                ));
                 Ok(None)
             }
             None => {

@@ -60,7 +60,9 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] naming the file when one cannot be read or is malformed.
     pub fn from_gpt2_files(vocab: &Path, merges: &Path) -> Result<Self> {
         let text = |p: &Path| {
-            p.to_str().map(str::to_owned).ok_or_else(|| Error::Tokenizer(format!("{}: not UTF-8", p.display())))
+            p.to_str()
+                .map(str::to_owned)
+                .ok_or_else(|| Error::Tokenizer(format!("{}: not UTF-8", p.display())))
         };
         let model = models::bpe::BPE::from_file(&text(vocab)?, &text(merges)?)
             .build()
@@ -99,7 +101,11 @@ impl Tokenizer {
             let known = self.token_id(content).is_some_and(|known| known == id);
             if known || id as usize == self.vocab_size() {
                 let token = AddedToken::from(content, special).normalized(false);
-                if special { self.inner.add_special_tokens(&[token]) } else { self.inner.add_tokens(&[token]) };
+                if special {
+                    self.inner.add_special_tokens(&[token])
+                } else {
+                    self.inner.add_tokens(&[token])
+                };
             }
         }
         Ok(())

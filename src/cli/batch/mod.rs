@@ -230,7 +230,9 @@ fn prepare(
     let canvases = match &line.source {
         Source::Prompt(prompt) => vec![prompt_canvas(files, choices, prompt.as_deref())?],
         Source::Gaps(_) if choices.autoregressive() => {
-            return Err(Error::request(format!("{origin}: \"ar\" decodes from left to right and fills no gaps")));
+            return Err(Error::request(format!(
+                "{origin}: \"ar\" decodes from left to right and fills no gaps"
+            )));
         }
         Source::Gaps(pieces) => gap_canvases(files, choices, pieces, most)?,
     };

@@ -128,8 +128,13 @@ impl Journal {
                 path.display()
             )));
         }
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(fail)?;
         let (done, failed) = if found { Self::read(&mut file, &path, &header)? } else { Default::default() };
         if file.stream_position().map_err(fail)? == 0 {
             file.write_all(format!("{header}\n").as_bytes()).map_err(fail)?;

@@ -204,10 +204,9 @@ impl Observer for Tap<'_> {
     }
 
     fn done(&mut self, request: usize, result: &Result<Generation>) {
-        match result {
-            Ok(generation) => self.take(request, Ok(generation.clone())),
-            // What failed is taken, error and all, when the batch is over.
-            Err(_) => {}
+        // What failed is taken, error and all, when the batch is over.
+        if let Ok(generation) = result {
+            self.take(request, Ok(generation.clone()));
         }
     }
 }
