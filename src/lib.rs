@@ -1,5 +1,33 @@
 //! **lacuna** runs masked diffusion language models (DiffuGPT, DiffuLLaMA and their kin): it fills
 //! the gaps of a text by denoising, many tokens a step.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use lacuna::backend::cpu::Cpu;
+//! use lacuna::io::ModelFiles;
+//! use lacuna::model::LoadOptions;
+//! use lacuna::sample::Limits;
+//! use lacuna::{Canvas, Model, Request, Sampler};
+//!
+//! # fn main() -> lacuna::Result<()> {
+//! let files = ModelFiles::bundled()?; // or ModelFiles::find(Some("DIR or Hugging Face id"))
+//! let model = Arc::new(Model::load(Cpu::<f32>::new(None)?, &files, LoadOptions::default())?);
+//! let mut sampler = Sampler::new(model, Limits { sequences: 1, tokens: 64 })?;
+//!
+//! let bos = 1;
+//! let mut request = Request::new(Canvas::prefix(&[bos], 24));
+//! request.steps = 8;
+//! let text = sampler.generate(&request)?;
+//! assert_eq!(text.ids.len(), 25);
+//! assert!(text.nfe <= 8);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Layers, each importing only what stands before it: number formats, errors and the generator
+//! ([`element`], [`error`], [`rng`], [`config`]); the machine ([`backend`]), files ([`io`]) and the
+//! mathematics of masked diffusion ([`diffusion`]); networks ([`model`]); sampling ([`sample`]); the
+//! command line ([`cli`]).
 
 pub mod backend;
 pub mod cli;
@@ -13,3 +41,5 @@ pub mod rng;
 pub mod sample;
 
 pub use error::{Error, Result};
+pub use model::Model;
+pub use sample::{Canvas, Generation, Request, Sampler};

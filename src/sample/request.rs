@@ -135,6 +135,16 @@ pub enum Order {
 }
 
 /// One text to generate. Build with [`Request::new`] and set what differs from the defaults.
+///
+/// ```
+/// use lacuna::backend::Confidence;
+/// use lacuna::sample::{Canvas, Order, Request};
+///
+/// let mut request = Request::new(Canvas::prefix(&[1, 17, 42], 20));
+/// request.order = Order::Threshold { by: Confidence::MaxProb, tau: 0.9 };
+/// request.seed = 7;
+/// assert_eq!(request.canvas.maskable(), 20);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Request {
     pub canvas: Canvas,

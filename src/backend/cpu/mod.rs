@@ -5,7 +5,11 @@
 //! instruction set ([`SimdLevel`]): the same input row gives the same bits everywhere.
 
 mod buffer;
+mod check;
+mod gemm;
+mod matmul;
 mod simd;
+pub mod unmask;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -129,6 +129,7 @@ impl Simd<f32> for Avx2 {
         k: usize,
         dst: *mut f32,
         ld: usize,
+        ahead: usize,
     ) {
         // SAFETY: the caller's promises; a block reads numbers `i .. i + 8 <= k` of rows below
         // `rows` and writes lanes `0 .. 16` of the same rows of `dst`.
@@ -144,7 +145,11 @@ impl Simd<f32> for Avx2 {
                     let mut block = [_mm256_setzero_ps(); 8];
                     for (lane, v) in block.iter_mut().enumerate() {
                         let row = (8 * half + lane).min(rows - 1);
-                        *v = load8(dtype, src.add(row * row_bytes + at * dtype.size()));
+                        let from = src.add(row * row_bytes + at * dtype.size());
+                        if at * dtype.size() % 64 == 0 {
+                            self.prefetch(from.wrapping_add(ahead));
+                        }
+                        *v = load8(dtype, from);
                     }
                     for (j, v) in transpose8(block).into_iter().enumerate() {
                         _mm256_storeu_ps(dst.add((at + j) * ld + 8 * half), v);
@@ -153,6 +158,11 @@ impl Simd<f32> for Avx2 {
                 i += 8;
             }
         }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch touches no memory that the program could see, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {

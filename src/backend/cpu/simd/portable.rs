@@ -108,10 +108,13 @@ macro_rules! portable {
                 k: usize,
                 dst: *mut $t,
                 ld: usize,
+                _ahead: usize,
             ) {
                 // SAFETY: the same promises.
                 unsafe { pack_rows_scalar(dtype, src, row_bytes, rows, k, dst, ld, $lanes) }
             }
+            #[inline(always)]
+            fn prefetch(self, _p: *const u8) {}
             #[inline(always)]
             fn sum(self, mut v: Self::V) -> $t {
                 let mut half = $lanes / 2;

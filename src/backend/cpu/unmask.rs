@@ -1,0 +1,104 @@
+//! Drawing tokens on the CPU, a row a position: [`unmask_rows`].
+//!
+//! Two vector passes read the row: block maxima, then masses (see [`mass`]: fixed-point
+//! exponentials, whose sums are exact). Top-k and top-p look only at tokens that can survive: those
+//! at least as large as the k-th largest block maximum, or those that are not in a tail too light to
+//! matter; among them the end of the ranking is found by histogram (see [`cut`]). The token is the
+//! first in id order at which the running sum of kept masses exceeds `uniform` times their total.
+//! Top-p is nucleus sampling (Holtzman et al., "The curious case of neural text degeneration",
+//! ICLR 2020).
+
+mod cut;
+mod mass;
+mod row;
+
+pub use mass::UnmaskElement;
+
+use rayon::prelude::*;
+
+use super::{Cpu, CpuElement};
+use crate::backend::{Backend, RowDraw, RowParams, Unmask};
+use crate::error::{Error, Result};
+
+/// Vocabularies must be smaller than this, so that a sum of masses fits in 64 bits.
+const VOCAB_LIMIT: usize = 1 << 24;
+
+impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
+    fn unmask(
+        &self,
+        logits: &Self::Buffer,
+        vocab: usize,
+        params: &[RowParams],
+        out: &mut [RowDraw],
+    ) -> Result<()> {
+        self.run(|| unmask_rows(logits.as_slice(), vocab, params, out))
+    }
+}
+
+/// Draws one token from each of `params.len()` rows of `logits` `[rows, vocab]` (row-major), rows in
+/// parallel in the current rayon pool. See [`Unmask::unmask`](crate::backend::Unmask::unmask).
+///
+/// Masses are integers on a scale of 2^40: a token less probable than 2^-40 times the best one is
+/// never drawn. The first call with a larger vocabulary than before sets memory aside on every thread
+/// of the pool; later ones allocate nothing.
+///
+/// # Errors
+/// - [`Error::NonFinite`] when a row holds NaN or +inf, or nothing but -inf; with several such rows,
+///   the first is named.
+/// - [`Error::Shape`] when `logits` or `out` is too short, `vocab` is 0 or 2^24 and more, or a given
+///   token lies outside it.
+/// - [`Error::Request`] for a temperature outside `0..=1e30`, a `top_p` that is not a number or a
+///   `uniform` outside `0..1`.
+pub fn unmask_rows<E: UnmaskElement>(
+    logits: &[E],
+    vocab: usize,
+    params: &[RowParams],
+    out: &mut [RowDraw],
+) -> Result<()> {
+    check_vocab(vocab)?;
+    if out.len() != params.len() {
+        return Err(Error::Shape { op: "unmask", what: "draws", expected: params.len(), got: out.len() });
+    }
+    let needed = params.len().saturating_mul(vocab);
+    let Some(logits) = logits.get(..needed) else {
+        return Err(Error::Shape { op: "unmask", what: "logits", expected: needed, got: logits.len() });
+    };
+    // Threads of a pool are prepared together, so this thread's memory speaks for all.
+    if !E::with_scratch(|scratch| scratch.is_ready(vocab)) {
+        E::with_scratch(|scratch| scratch.prepare(vocab));
+        rayon::broadcast(|_| E::with_scratch(|scratch| scratch.prepare(vocab)));
+    }
+    let failed = logits
+        .par_chunks_exact(vocab)
+        .zip_eq(params)
+        .zip_eq(&mut *out)
+        .enumerate()
+        .filter_map(|(r, ((row, params), out))| {
+            *out = match E::with_scratch(|scratch| scratch.draw(row, r, params)) {
+                Ok(draw) => draw,
+                Err(error) => return Some((r, error)),
+            };
+            None
+        })
+        .min_by_key(|(r, _)| *r);
+    match failed {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// Which tokens of one row may be drawn under `params` (at temperature 0: the argmax).
+///
+/// # Errors
+/// As [`unmask_rows`].
+pub fn keep_mask<E: UnmaskElement>(row: &[E], params: &RowParams) -> Result<Vec<bool>> {
+    check_vocab(row.len())?;
+    E::with_scratch(|scratch| scratch.keep_mask(row, params))
+}
+
+fn check_vocab(vocab: usize) -> Result<()> {
+    if vocab == 0 || vocab >= VOCAB_LIMIT {
+        return Err(Error::Shape { op: "unmask", what: "vocabulary", expected: VOCAB_LIMIT - 1, got: vocab });
+    }
+    Ok(())
+}

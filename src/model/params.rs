@@ -1,0 +1,211 @@
+//! The parameter table: the weights of a network as a backend holds them.
+
+use super::names::{Layout, layout, require};
+use crate::backend::{self, Backend};
+use crate::config::{Family, ModelConfig};
+use crate::element::StoredTensor;
+use crate::error::{Error, Result};
+use crate::io::{Checkpoint, checkpoint::non_finite};
+
+/// A matrix with an optional bias.
+pub struct Linear<B: Backend> {
+    pub weight: B::Matrix,
+    pub bias: Option<B::Buffer>,
+}
+
+/// A normalisation; RMSNorm has no bias.
+pub struct Norm<B: Backend> {
+    pub weight: B::Buffer,
+    pub bias: Option<B::Buffer>,
+}
+
+/// The projections to queries, keys and values.
+pub enum Qkv<B: Backend> {
+    /// One matrix whose output columns are q | k | v (GPT-2).
+    Fused(Linear<B>),
+    /// One matrix each (LLaMA).
+    Split { q: Linear<B>, k: Linear<B>, v: Linear<B> },
+}
+
+/// The two-layer perceptron of a block.
+pub enum Mlp<B: Backend> {
+    /// `down(activation(up(x)))`.
+    Plain { up: Linear<B>, down: Linear<B> },
+    /// `down(silu(gate(x)) * up(x))`.
+    Gated { gate: Linear<B>, up: Linear<B>, down: Linear<B> },
+}
+
+/// One transformer block.
+pub struct Layer<B: Backend> {
+    pub attention_norm: Norm<B>,
+    pub qkv: Qkv<B>,
+    pub out: Linear<B>,
+    pub mlp_norm: Norm<B>,
+    pub mlp: Mlp<B>,
+}
+
+/// All weights of a network.
+pub struct Parameters<B: Backend> {
+    /// `[V, C]`.
+    pub embedding: B::Matrix,
+    /// `[P, C]`; GPT-2 only.
+    pub positions: Option<B::Matrix>,
+    pub layers: Vec<Layer<B>>,
+    pub norm: Norm<B>,
+    /// `[V, C]`; `None` when tied to the embedding.
+    pub head: Option<B::Matrix>,
+}
+
+/// Where the weights of a loaded model live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryReport {
+    /// Numbers in all parameters.
+    pub parameters: u64,
+    /// Bytes of weights used in place, in the file map.
+    pub mapped_bytes: u64,
+    /// Bytes of weights that were copied (widened norms and biases; all else only where a layout demands it).
+    pub copied_bytes: u64,
+}
+
+impl<B: Backend> Parameters<B> {
+    /// Takes the weights of `checkpoint` onto `backend`; matrices stay in the file map where the backend can.
+    pub fn load(
+        backend: &B,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        check_finite: bool,
+    ) -> Result<(Self, MemoryReport)> {
+        let layout = layout(config, checkpoint)?;
+        if check_finite {
+            check(backend, &layout, checkpoint)?;
+        }
+        let mut loader = Loader {
+            backend,
+            layout: &layout,
+            checkpoint,
+            report: MemoryReport { parameters: layout.parameters, ..Default::default() },
+        };
+        let embedding = loader.matrix("embedding", backend::Layout::OutIn)?;
+        let (positions, layers) = match config.family {
+            Family::Gpt2 => (
+                Some(loader.matrix("positions", backend::Layout::OutIn)?),
+                (0..config.layers).map(|n| loader.gpt2_layer(n)).collect::<Result<_>>()?,
+            ),
+            Family::Llama => {
+                (None, (0..config.layers).map(|n| loader.llama_layer(n)).collect::<Result<_>>()?)
+            }
+        };
+        let norm = loader.norm("norm")?;
+        let head = if layout.tied { None } else { Some(loader.matrix("head", backend::Layout::OutIn)?) };
+        let report = loader.report;
+        Ok((Self { embedding, positions, layers, norm, head }, report))
+    }
+}
+
+/// Refuses NaN and infinite weights, looking at every parameter, in parallel.
+fn check<B: Backend>(backend: &B, layout: &Layout, checkpoint: &Checkpoint) -> Result<()> {
+    use rayon::prelude::*;
+    backend.run(|| {
+        layout.entries.par_iter().try_for_each(|entry| {
+            let tensor = require(checkpoint, &entry.tensor)?;
+            match non_finite(tensor) {
+                None => Ok(()),
+                Some(at) => Err(Error::NonFinite {
+                    place: format!("{}: tensor {}, element {at}", checkpoint.path().display(), entry.tensor),
+                    found: tensor.get(at).to_string(),
+                    hint: "the checkpoint is damaged: fetch or export it again".into(),
+                }),
+            }
+        })
+    })
+}
+
+struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    layout: &'a Layout,
+    checkpoint: &'a Checkpoint,
+    report: MemoryReport,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn stored(&self, parameter: &str) -> Result<Option<&StoredTensor>> {
+        self.layout.tensor(parameter).map(|name| require(self.checkpoint, name)).transpose()
+    }
+
+    fn expected(&self, parameter: &str) -> Result<StoredTensor> {
+        self.stored(parameter)?.cloned().ok_or_else(|| Error::Checkpoint {
+            path: self.checkpoint.path().to_path_buf(),
+            what: format!("parameter {parameter}"),
+            expected: "a tensor in the layout".into(),
+            got: "none".into(),
+        })
+    }
+
+    fn matrix(&mut self, parameter: &str, layout: backend::Layout) -> Result<B::Matrix> {
+        let tensor = self.expected(parameter)?;
+        let matrix = self.backend.matrix(&tensor, layout)?;
+        let copied = self.backend.copied_bytes(&matrix) as u64;
+        self.report.copied_bytes += copied;
+        if copied == 0 {
+            self.report.mapped_bytes += tensor.bytes().len() as u64;
+        }
+        Ok(matrix)
+    }
+
+    fn vector(&mut self, parameter: &str) -> Result<Option<B::Buffer>> {
+        let Some(tensor) = self.stored(parameter)?.cloned() else { return Ok(None) };
+        let vector = self.backend.vector(&tensor)?;
+        self.report.copied_bytes += (tensor.len() * size_of::<B::Elem>()) as u64;
+        Ok(Some(vector))
+    }
+
+    fn linear(&mut self, parameter: &str, layout: backend::Layout) -> Result<Linear<B>> {
+        Ok(Linear {
+            weight: self.matrix(&format!("{parameter}.weight"), layout)?,
+            bias: self.vector(&format!("{parameter}.bias"))?,
+        })
+    }
+
+    fn norm(&mut self, parameter: &str) -> Result<Norm<B>> {
+        let weight = self.expected(&format!("{parameter}.weight"))?;
+        self.report.copied_bytes += (weight.len() * size_of::<B::Elem>()) as u64;
+        Ok(Norm { weight: self.backend.vector(&weight)?, bias: self.vector(&format!("{parameter}.bias"))? })
+    }
+
+    /// GPT-2: fused projections, stored `[in, out]` (Conv1D).
+    fn gpt2_layer(&mut self, n: usize) -> Result<Layer<B>> {
+        let stored = backend::Layout::InOut;
+        let at = |p: &str| format!("layers.{n}.{p}");
+        Ok(Layer {
+            attention_norm: self.norm(&at("attention.norm"))?,
+            qkv: Qkv::Fused(self.linear(&at("attention.qkv"), stored)?),
+            out: self.linear(&at("attention.out"), stored)?,
+            mlp_norm: self.norm(&at("mlp.norm"))?,
+            mlp: Mlp::Plain {
+                up: self.linear(&at("mlp.up"), stored)?,
+                down: self.linear(&at("mlp.down"), stored)?,
+            },
+        })
+    }
+
+    /// LLaMA: separate projections, stored `[out, in]`, a gated MLP.
+    fn llama_layer(&mut self, n: usize) -> Result<Layer<B>> {
+        let stored = backend::Layout::OutIn;
+        let at = |p: &str| format!("layers.{n}.{p}");
+        Ok(Layer {
+            attention_norm: self.norm(&at("attention.norm"))?,
+            qkv: Qkv::Split {
+                q: self.linear(&at("attention.q"), stored)?,
+                k: self.linear(&at("attention.k"), stored)?,
+                v: self.linear(&at("attention.v"), stored)?,
+            },
+            out: self.linear(&at("attention.out"), stored)?,
+            mlp_norm: self.norm(&at("mlp.norm"))?,
+            mlp: Mlp::Gated {
+                gate: self.linear(&at("mlp.gate"), stored)?,
+                up: self.linear(&at("mlp.up"), stored)?,
+                down: self.linear(&at("mlp.down"), stored)?,
+            },
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! Left-to-right decoding of the same weights, with causal attention and a KV cache: the baseline
+//! of every comparison.
+
+use super::request::{Commit, Finish, Generation, Request, Step};
+use super::running::prefix_of;
+use super::sampler::{Results, Sampler};
+use crate::backend::{Confidence, Forward, NO_TOKEN, RowDraw, RowParams, Unmask};
+use crate::error::{Error, Result};
+use crate::model::KvCache;
+use crate::rng::{Purpose, Rng};
+
+/// A sequence being decoded.
+struct Line {
+    request: usize,
+    slot: usize,
+    ids: Vec<u32>,
+    masked: Vec<bool>,
+    /// Positions whose keys and values are in the cache.
+    cached: usize,
+    /// Positions known so far.
+    known: usize,
+    given: usize,
+    committed_at: Vec<u32>,
+    log_prob: Vec<f32>,
+    nfe: usize,
+    /// The last known token ends the sequence.
+    ended: bool,
+    done: bool,
+}
+
+impl<B: Forward + Unmask> Sampler<B> {
+    /// Decodes the `waiting` requests, as many side by side as the limits allow.
+    pub(super) fn decode(
+        &mut self,
+        requests: &[Request],
+        waiting: &[usize],
+        results: &mut Results<'_>,
+    ) -> Result<()> {
+        let mut rest = waiting;
+        while !rest.is_empty() {
+            let mut lines: Vec<Line> = Vec::new();
+            let mut tokens = 0;
+            while let Some((&index, tail)) = rest.split_first() {
+                let length = requests[index].canvas.len();
+                let full = lines.len() == self.limits.sequences || tokens + length > self.limits.tokens;
+                if full && !lines.is_empty() {
+                    break;
+                }
+                rest = tail;
+                if results.cancelled {
+                    results.put(index, Err(Error::Cancelled));
+                    continue;
+                }
+                match self.line(index, &requests[index], lines.len()) {
+                    Err(error) => results.put(index, Err(error)),
+                    Ok(line) => {
+                        tokens += length;
+                        lines.push(line);
+                    }
+                }
+            }
+            self.decode_lines(requests, lines, results)?;
+        }
+        Ok(())
+    }
+
+    fn line(&self, request: usize, of: &Request, slot: usize) -> Result<Line> {
+        self.check_length(of.canvas.len())?;
+        self.check_ids(of)?;
+        if !(of.temperature.is_finite() && of.temperature >= 0.0) || !(of.top_p > 0.0 && of.top_p <= 1.0) {
+            return Err(Error::Request(format!(
+                "temperature must be 0 or more and top-p in (0, 1]: got {} and {}",
+                of.temperature, of.top_p
+            )));
+        }
+        let (given, gap) = prefix_of(&of.canvas)?;
+        let length = given + gap;
+        let masked = of.canvas.fixed().iter().map(|f| !f).collect();
+        Ok(Line {
+            request,
+            slot,
+            ids: of.canvas.ids().to_vec(),
+            masked,
+            cached: 0,
+            known: given,
+            given,
+            committed_at: vec![0; length],
+            log_prob: vec![0.0; length],
+            nfe: 0,
+            ended: false,
+            done: gap == 0,
+        })
+    }
+
+    fn decode_lines(
+        &mut self,
+        requests: &[Request],
+        mut lines: Vec<Line>,
+        results: &mut Results<'_>,
+    ) -> Result<()> {
+        let Some(capacity) = lines.iter().map(|l| l.ids.len()).max() else { return Ok(()) };
+        let model = self.model.clone();
+        let mut cache = KvCache::new(model.backend(), model.config(), lines.len(), capacity)?;
+        let eos = model.special().eos.as_ref().map_or(NO_TOKEN, |e| e.id);
+        loop {
+            let mut at = 0;
+            while at < lines.len() {
+                if lines[at].done || results.cancelled {
+                    let line = lines.remove(at);
+                    let request = line.request;
+                    let result = if line.done { Ok(finish(line, eos)) } else { Err(Error::Cancelled) };
+                    results.put(request, result);
+                } else {
+                    at += 1;
+                }
+            }
+            if lines.is_empty() {
+                return Ok(());
+            }
+            self.batch.clear();
+            self.params.clear();
+            for line in &lines {
+                let new = &line.ids[line.cached..line.known];
+                self.batch.push_cached(new, line.cached, line.slot, capacity, [new.len() as u32 - 1]);
+                let request = &requests[line.request];
+                let step = (line.known - line.given) as u32;
+                let rng = Rng::new(request.seed);
+                self.params.push(RowParams {
+                    temperature: request.temperature,
+                    top_p: request.top_p,
+                    top_k: request.top_k,
+                    suppress: NO_TOKEN,
+                    uniform: rng.uniform(Purpose::Token, request.sequence, step, line.known as u32),
+                    confidence: Confidence::MaxProb,
+                    given: NO_TOKEN,
+                });
+            }
+            self.draws.clear();
+            self.draws.resize(self.params.len(), RowDraw::default());
+            model.forward_cached(&self.batch, &mut self.arena, &mut cache)?;
+            model.draw(&self.params, &mut self.arena, &mut self.draws)?;
+            for (line, draw) in lines.iter_mut().zip(&self.draws) {
+                line.take(draw, requests[line.request].stop_at_eos, eos);
+                let at = line.known - 1;
+                let commit = Commit { position: at as u32, token: draw.token, log_prob: draw.log_prob };
+                results.step(Step {
+                    request: line.request,
+                    step: line.known - line.given,
+                    steps: line.ids.len() - line.given,
+                    nfe: line.nfe,
+                    canvas: &line.ids,
+                    masked: &line.masked,
+                    committed: &[commit],
+                    remasked: &[],
+                });
+            }
+        }
+    }
+}
+
+impl Line {
+    fn take(&mut self, draw: &RowDraw, stop_at_eos: bool, eos: u32) {
+        let at = self.known;
+        self.ids[at] = draw.token;
+        self.masked[at] = false;
+        self.log_prob[at] = draw.log_prob;
+        self.committed_at[at] = (at - self.given) as u32 + 1;
+        self.cached = at;
+        self.known = at + 1;
+        self.nfe += 1;
+        self.ended = stop_at_eos && draw.token == eos;
+        self.done = self.ended || self.known == self.ids.len();
+    }
+}
+
+fn finish(mut line: Line, eos: u32) -> Generation {
+    let end = if line.ended { line.known - 1 } else { line.known };
+    line.ids[line.known..].fill(eos);
+    Generation {
+        tokens: end - line.given,
+        end,
+        finish: if line.ended { Finish::Eos } else { Finish::Length },
+        ids: line.ids,
+        committed_at: line.committed_at,
+        log_prob: line.log_prob,
+        nfe: line.nfe,
+    }
+}

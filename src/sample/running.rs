@@ -1,0 +1,507 @@
+//! One sequence on its way from masks to text: which rows it needs next, and what it does with
+//! the tokens drawn from them.
+
+use std::ops::Range;
+
+use super::request::{Canvas, Commit, CountSchedule, Finish, Generation, Order, Request};
+use crate::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
+use crate::diffusion::reveal::{CommitPlan, gumbel};
+use crate::diffusion::schedule::{Counts, masked_after};
+use crate::diffusion::shift;
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, Rng};
+
+/// Uniforms that are given instead of drawn: for comparing with another implementation.
+#[derive(Clone, Debug)]
+pub(super) struct GivenNoise {
+    /// The commit step of every position (0-based); ignored where the canvas is fixed.
+    pub plan: Vec<u32>,
+    /// Uniforms of the categorical draws `[T, L]`, indexed by the row the logits come from.
+    pub draws: Vec<f32>,
+}
+
+/// What a model says about sampling, with a request's own wishes applied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub shift: bool,
+    pub mask_id: u32,
+    /// Token that must not be drawn, or [`NO_TOKEN`].
+    pub suppress: u32,
+    /// End of sequence, or [`NO_TOKEN`].
+    pub eos: u32,
+}
+
+/// Positions that are filled together, and the steps in which that happens.
+#[derive(Clone, Debug)]
+struct Block {
+    /// Range into `Running::free`.
+    free: Range<usize>,
+    /// First step (0-based) and number of steps.
+    first: usize,
+    steps: usize,
+}
+
+#[derive(Debug)]
+enum Strategy {
+    /// The steps of all positions are known beforehand.
+    Plan { plan: CommitPlan, next: usize },
+    /// Counts follow a schedule; who is committed follows the confidence.
+    Counted { by: Confidence, schedule: Counts, noise: f32, remask: bool },
+    /// As many as are confident enough.
+    Threshold { by: Confidence, tau: f32 },
+}
+
+/// The state of a request in flight.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// Index of the request in its batch.
+    pub request: usize,
+    pub ids: Vec<u32>,
+    pub masked: Vec<bool>,
+    pub commits: Vec<Commit>,
+    pub remasked: Vec<u32>,
+    /// Positions whose rows are needed in this step, ascending.
+    needs: Vec<u32>,
+    /// (score, position, index into `needs`), for ranking.
+    ranking: Vec<(f32, u32, u32)>,
+    rules: Rules,
+    rng: Rng,
+    sequence: u32,
+    temperature: f32,
+    top_p: f32,
+    top_k: u32,
+    stop_at_eos: bool,
+    noise: Option<GivenNoise>,
+    /// Token of position 0 in the input: with shift no row predicts it.
+    first_token: u32,
+    /// Positions to fill, ascending.
+    free: Vec<u32>,
+    blocks: Vec<Block>,
+    block: usize,
+    strategy: Strategy,
+    /// Step now being done, 0-based.
+    step: usize,
+    steps: usize,
+    committed_at: Vec<u32>,
+    log_prob: Vec<f32>,
+    nfe: usize,
+    left: usize,
+    /// Start of the gap that reaches the end of the canvas, if there is one.
+    answer: Option<usize>,
+    done: bool,
+}
+
+impl Running {
+    /// Checks a request and prepares its state.
+    pub fn new(index: usize, request: &Request, rules: Rules, noise: Option<GivenNoise>) -> Result<Self> {
+        check(request, rules, noise.is_some())?;
+        let canvas = &request.canvas;
+        let free: Vec<u32> = (0..canvas.len() as u32).filter(|&p| !canvas.fixed()[p as usize]).collect();
+        let rng = Rng::new(request.seed);
+        let blocks = blocks(free.len(), request);
+        let strategy = strategy(request, &free, &blocks, &rng, noise.as_ref());
+        let steps = match request.order {
+            Order::Threshold { .. } => free.len(),
+            _ => blocks.last().map_or(0, |b| b.first + b.steps),
+        };
+        let mut ids = canvas.ids().to_vec();
+        let first_token = ids.first().copied().unwrap_or(0);
+        let mut masked = vec![false; ids.len()];
+        for &p in &free {
+            ids[p as usize] = rules.mask_id;
+            masked[p as usize] = true;
+        }
+        let answer = canvas.gaps().last().filter(|g| g.end == canvas.len()).map(|g| g.start);
+        Ok(Self {
+            request: index,
+            commits: Vec::with_capacity(free.len()),
+            remasked: Vec::with_capacity(free.len()),
+            needs: Vec::with_capacity(free.len()),
+            ranking: Vec::with_capacity(free.len()),
+            rules,
+            rng,
+            sequence: request.sequence,
+            temperature: request.temperature,
+            top_p: request.top_p,
+            top_k: request.top_k,
+            stop_at_eos: request.stop_at_eos,
+            noise,
+            first_token,
+            block: 0,
+            strategy,
+            step: 0,
+            steps,
+            committed_at: vec![0; ids.len()],
+            log_prob: vec![0.0; ids.len()],
+            nfe: 0,
+            left: free.len(),
+            answer,
+            done: free.is_empty(),
+            ids,
+            masked,
+            free,
+            blocks,
+        })
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    pub fn nfe(&self) -> usize {
+        self.nfe
+    }
+
+    /// Steps in all.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// The step just done, 1-based.
+    pub fn step_number(&self) -> usize {
+        self.step + 1
+    }
+
+    /// Moves to the next step that commits something. Call before [`Running::rows`].
+    pub fn advance(&mut self) {
+        self.needs.clear();
+        self.commits.clear();
+        self.remasked.clear();
+        match &mut self.strategy {
+            Strategy::Plan { plan, next } => {
+                if let Some((step, positions)) = plan.event(*next) {
+                    self.step = step as usize;
+                    self.needs.extend_from_slice(positions);
+                    *next += 1;
+                }
+            }
+            Strategy::Counted { schedule, remask, .. } => {
+                if self.nfe > 0 {
+                    self.step += 1;
+                }
+                // Skip steps whose share of commits is none.
+                while let Some(b) = self.blocks.get(self.block) {
+                    if self.step >= b.first + b.steps {
+                        self.block += 1;
+                        continue;
+                    }
+                    let n = self.step - b.first + 1;
+                    let total = b.free.len();
+                    let masked = count_masked(&self.free[b.free.clone()], &self.masked);
+                    let moving = masked > masked_after(*schedule, total, n, b.steps);
+                    if moving || (*remask && masked < total && masked > 0) {
+                        break;
+                    }
+                    self.step += 1;
+                }
+                let remask = *remask;
+                self.need_block(remask);
+            }
+            Strategy::Threshold { .. } => {
+                self.step = self.nfe;
+                while let Some(b) = self.blocks.get(self.block) {
+                    if count_masked(&self.free[b.free.clone()], &self.masked) > 0 {
+                        break;
+                    }
+                    self.block += 1;
+                }
+                self.need_block(false);
+            }
+        }
+    }
+
+    /// Needs every masked position of the current block, and with `all` the committed ones too.
+    fn need_block(&mut self, all: bool) {
+        if let Some(b) = self.blocks.get(self.block) {
+            let masked = &self.masked;
+            self.needs
+                .extend(self.free[b.free.clone()].iter().copied().filter(|&p| all || masked[p as usize]));
+        }
+    }
+
+    /// The rows whose logits this step needs, ascending.
+    pub fn rows(&self) -> impl Iterator<Item = u32> + '_ {
+        self.needs.iter().filter_map(|&p| shift::row_for(p as usize, self.rules.shift)).map(|r| r as u32)
+    }
+
+    /// How to draw from each of those rows.
+    pub fn params(&self) -> impl Iterator<Item = RowParams> + '_ {
+        let by = match self.strategy {
+            Strategy::Plan { .. } => Confidence::MaxProb,
+            Strategy::Counted { by, .. } | Strategy::Threshold { by, .. } => by,
+        };
+        self.needs.iter().filter_map(move |&p| {
+            let row = shift::row_for(p as usize, self.rules.shift)?;
+            let step = self.step as u32;
+            let uniform = match &self.noise {
+                Some(given) => given.draws.get(self.step * self.ids.len() + row).copied().unwrap_or(0.0),
+                None => self.rng.uniform(Purpose::Token, self.sequence, step, p),
+            };
+            let committed = !self.masked[p as usize];
+            Some(RowParams {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k,
+                suppress: self.rules.suppress,
+                uniform,
+                confidence: by,
+                given: if committed { self.ids[p as usize] } else { NO_TOKEN },
+            })
+        })
+    }
+
+    /// Commits (and remasks) by what was drawn from [`Running::rows`].
+    pub fn apply(&mut self, draws: &[RowDraw]) {
+        self.nfe += 1;
+        match self.strategy {
+            Strategy::Plan { .. } => {
+                for at in 0..self.needs.len() {
+                    self.commit(at, draws);
+                }
+            }
+            Strategy::Counted { schedule, noise, remask, .. } => {
+                self.apply_counted(draws, schedule, noise, remask)
+            }
+            Strategy::Threshold { by, tau } => self.apply_threshold(draws, by, tau),
+        }
+        self.commits.sort_unstable_by_key(|c| c.position);
+        self.remasked.sort_unstable();
+        let blocks_over = match &self.strategy {
+            Strategy::Plan { plan, next } => plan.event(*next).is_none(),
+            Strategy::Counted { .. } | Strategy::Threshold { .. } => self.left == 0,
+        };
+        self.done = blocks_over || self.answer_is_complete();
+    }
+
+    /// The draw that belongs to `needs[at]`; none for position 0 under shift.
+    fn draw_at(&self, at: usize, draws: &[RowDraw]) -> Option<RowDraw> {
+        let lost = usize::from(self.needs.first().is_some_and(|&p| self.is_rowless(p)));
+        if self.is_rowless(self.needs[at]) { None } else { draws.get(at - lost).copied() }
+    }
+
+    fn is_rowless(&self, position: u32) -> bool {
+        shift::row_for(position as usize, self.rules.shift).is_none()
+    }
+
+    fn commit(&mut self, at: usize, draws: &[RowDraw]) {
+        let position = self.needs[at];
+        let draw = self.draw_at(at, draws);
+        let (token, log_prob) = draw.map_or((self.first_token, 0.0), |d| (d.token, d.log_prob));
+        let p = position as usize;
+        self.ids[p] = token;
+        self.masked[p] = false;
+        self.committed_at[p] = self.step as u32 + 1;
+        self.log_prob[p] = log_prob;
+        self.left -= 1;
+        self.commits.push(Commit { position, token, log_prob });
+    }
+
+    fn apply_counted(&mut self, draws: &[RowDraw], schedule: Counts, noise: f32, remask: bool) {
+        let Some(b) = self.blocks.get(self.block) else { return };
+        let (n, steps, total) = (self.step - b.first + 1, b.steps, b.free.len());
+        let keep_masked = masked_after(schedule, total, n, steps);
+        let share_left = (steps - n.min(steps)) as f32 / steps as f32;
+        self.ranking.clear();
+        for at in 0..self.needs.len() {
+            let position = self.needs[at];
+            let mut score = match self.draw_at(at, draws) {
+                None => f32::INFINITY,
+                Some(d) if remask && !self.masked[position as usize] => d.given_log_prob,
+                Some(d) => d.confidence,
+            };
+            if noise > 0.0 && share_left > 0.0 {
+                let u = self.rng.uniform(Purpose::Confidence, self.sequence, self.step as u32, position);
+                score += noise * share_left * gumbel(u);
+            }
+            self.ranking.push((score, position, at as u32));
+        }
+        // Most confident first; of equals, the lower position.
+        self.ranking.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let committed = total - keep_masked;
+        let already = total - count_masked(&self.free[b.free.clone()], &self.masked);
+        let take = if remask { committed } else { committed.saturating_sub(already) };
+        for rank in 0..self.ranking.len() {
+            let (_, position, at) = self.ranking[rank];
+            let masked = self.masked[position as usize];
+            if rank < take {
+                if masked {
+                    self.commit(at as usize, draws);
+                }
+            } else if !masked {
+                self.masked[position as usize] = true;
+                self.ids[position as usize] = self.rules.mask_id;
+                self.left += 1;
+                self.remasked.push(position);
+            }
+        }
+    }
+
+    fn apply_threshold(&mut self, draws: &[RowDraw], by: Confidence, tau: f32) {
+        let mut best: Option<(f32, usize)> = None;
+        for at in 0..self.needs.len() {
+            let score = match self.draw_at(at, draws) {
+                None => f32::INFINITY,
+                Some(d) if by == Confidence::MaxProb => d.confidence.exp(),
+                Some(d) => d.confidence,
+            };
+            if best.is_none_or(|(s, _)| score > s) {
+                best = Some((score, at));
+            }
+            if score > tau {
+                self.commit(at, draws);
+            }
+        }
+        if self.commits.is_empty()
+            && let Some((_, at)) = best
+        {
+            self.commit(at, draws);
+        }
+    }
+
+    /// An end of sequence stands in the answer and nothing before it is masked, so that no later
+    /// step can change the text. Not under remasking, where everything can still change.
+    fn answer_is_complete(&self) -> bool {
+        if !self.stop_at_eos || matches!(self.strategy, Strategy::Counted { remask: true, .. }) {
+            return false;
+        }
+        self.eos_position().is_some_and(|eos| self.masked[..eos].iter().all(|m| !m))
+    }
+
+    fn eos_position(&self) -> Option<usize> {
+        let start = self.answer?;
+        if self.rules.eos == NO_TOKEN {
+            return None;
+        }
+        (start..self.ids.len()).find(|&p| !self.masked[p] && self.ids[p] == self.rules.eos)
+    }
+
+    /// The result; what was never computed (after an early end of sequence) becomes end of sequence.
+    pub fn finish(mut self) -> Generation {
+        let eos = if self.stop_at_eos { self.eos_position() } else { None };
+        if let Some(at) = eos {
+            for p in at..self.ids.len() {
+                if self.masked[p] {
+                    self.ids[p] = self.rules.eos;
+                }
+            }
+        }
+        let end = eos.unwrap_or(self.ids.len());
+        Generation {
+            tokens: self.free.iter().filter(|&&p| (p as usize) < end).count(),
+            end,
+            finish: if eos.is_some() { Finish::Eos } else { Finish::Length },
+            ids: self.ids,
+            committed_at: self.committed_at,
+            log_prob: self.log_prob,
+            nfe: self.nfe,
+        }
+    }
+}
+
+fn count_masked(positions: &[u32], masked: &[bool]) -> usize {
+    positions.iter().filter(|&&p| masked[p as usize]).count()
+}
+
+/// Cuts the free positions into blocks and shares the steps out, at least one a block.
+fn blocks(free: usize, request: &Request) -> Vec<Block> {
+    let length = request.block_length.unwrap_or(free).max(1);
+    let mut blocks = Vec::new();
+    let (mut at, mut first) = (0, 0);
+    while at < free {
+        let end = (at + length).min(free);
+        let share = |n: usize| (request.steps as u128 * n as u128 / free as u128) as usize;
+        let steps = (share(end) - share(at)).max(1);
+        blocks.push(Block { free: at..end, first, steps });
+        first += steps;
+        at = end;
+    }
+    blocks
+}
+
+fn strategy(
+    request: &Request,
+    free: &[u32],
+    blocks: &[Block],
+    rng: &Rng,
+    noise: Option<&GivenNoise>,
+) -> Strategy {
+    match request.order {
+        Order::Random => {
+            let plan = match noise {
+                Some(given) => CommitPlan::from_steps(
+                    free.iter().map(|&p| (given.plan.get(p as usize).copied().unwrap_or(0), p)),
+                ),
+                None => CommitPlan::from_steps(blocks.iter().flat_map(|b| {
+                    free[b.free.clone()].iter().map(|&p| {
+                        let step = CommitPlan::draw_step(rng, request.sequence, p, b.steps as u32);
+                        (b.first as u32 + step, p)
+                    })
+                })),
+            };
+            Strategy::Plan { plan, next: 0 }
+        }
+        Order::Confidence { by, schedule, noise, remask } => {
+            let schedule = match schedule {
+                CountSchedule::Linear => Counts::Linear,
+                CountSchedule::Cosine => Counts::Cosine,
+            };
+            Strategy::Counted { by, schedule, noise, remask }
+        }
+        Order::Threshold { by, tau } => Strategy::Threshold { by, tau },
+    }
+}
+
+fn check(request: &Request, rules: Rules, given_noise: bool) -> Result<()> {
+    let fail = |message: String| Err(Error::Request(message));
+    let Request { canvas, steps, temperature, top_p, .. } = request;
+    if canvas.is_empty() {
+        return fail("the canvas is empty: give a prompt, or a length of at least 1".into());
+    }
+    if *steps == 0 || *steps > u32::MAX as usize {
+        return fail(format!("steps must be 1 to {}, got {steps}", u32::MAX));
+    }
+    if !(temperature.is_finite() && *temperature >= 0.0) {
+        return fail(format!("temperature must be a number from 0 (greedy) up, got {temperature}"));
+    }
+    if !(*top_p > 0.0 && *top_p <= 1.0) {
+        return fail(format!("top-p must be above 0 and at most 1 (1 keeps every token), got {top_p}"));
+    }
+    if request.block_length == Some(0) {
+        return fail("block length must be at least 1".into());
+    }
+    match request.order {
+        Order::Confidence { noise, .. } if !(noise.is_finite() && noise >= 0.0) => {
+            return fail(format!("confidence noise must be a number from 0 up, got {noise}"));
+        }
+        Order::Confidence { by, remask: true, .. } if by != Confidence::MaxProb => {
+            return fail("remasking compares probabilities: use it with the order `confidence`".into());
+        }
+        Order::Threshold { tau, .. } if !tau.is_finite() => {
+            return fail(format!("the threshold must be a finite number, got {tau}"));
+        }
+        _ => {}
+    }
+    if rules.shift && !canvas.fixed()[0] && !given_noise {
+        return fail(
+            "this model predicts each token from the row before it, so the first token must be given: \
+             start the text with the bos token (--bos always)"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// A canvas of the request as a prefix and one gap, for autoregressive decoding.
+pub(super) fn prefix_of(canvas: &Canvas) -> Result<(usize, usize)> {
+    let gaps = canvas.gaps();
+    match gaps.as_slice() {
+        [] => Ok((canvas.len(), 0)),
+        [gap] if gap.end == canvas.len() && gap.start > 0 => Ok((gap.start, gap.len())),
+        [gap] if gap.start == 0 => Err(Error::Request(
+            "autoregressive decoding needs at least one given token to start from: give a prompt or --bos always".into(),
+        )),
+        _ => Err(Error::Request(
+            "autoregressive decoding only continues a text: expected one gap at the end".into(),
+        )),
+    }
+}
