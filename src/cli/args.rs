@@ -46,26 +46,27 @@ pub struct DeviceArgs {
     pub threads: Option<NonZeroUsize>,
 }
 
-/// In which order positions are committed.
+/// In which order positions are committed. (Doc comments on the variants would make `--help` long;
+/// the examples of `generate` explain them.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OrderName {
-    /// The paper's: every position draws its step beforehand. Cheapest by far
+    // The paper's: every position draws its step beforehand.
     Random,
-    /// The positions whose drawn token is most probable first (MaskGIT)
+    // The positions whose drawn token is most probable first (MaskGIT).
     Confidence,
-    /// The positions with the lowest entropy first
+    // The positions with the lowest entropy first.
     Entropy,
-    /// The positions whose best token leads the second best by most first
+    // The positions whose best token leads the second best by most first.
     Margin,
 }
 
 /// How many positions are committed by when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ScheduleName {
-    /// The same number each step
+    // The same number each step.
     Linear,
-    /// Few at first, many at last
+    // Few at first, many at last.
     Cosine,
 }
 
@@ -73,7 +74,7 @@ pub enum ScheduleName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bos {
-    /// As the tokenizer says, and wherever the text would otherwise start with a gap that nothing predicts
+    // As the tokenizer says, and where the text would otherwise start with a gap that nothing predicts.
     #[default]
     Auto,
     Always,
@@ -88,11 +89,23 @@ pub struct SamplingArgs {
     pub steps: Option<usize>,
 
     /// Which masked positions are committed first [default: random]
-    #[arg(long, value_enum, value_name = "ORDER", help_heading = "Denoising")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "random|confidence|entropy|margin",
+        hide_possible_values = true,
+        help_heading = "Denoising"
+    )]
     pub order: Option<OrderName>,
 
     /// How many positions a step commits, for the confidence orders [default: linear]
-    #[arg(long, value_enum, value_name = "NAME", help_heading = "Denoising")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "linear|cosine",
+        hide_possible_values = true,
+        help_heading = "Denoising"
+    )]
     pub schedule: Option<ScheduleName>,
 
     /// Gumbel noise on the confidences, falling to zero at the last step [default: 0]
@@ -150,7 +163,13 @@ pub struct SamplingArgs {
     pub ignore_eos: bool,
 
     /// A beginning-of-sequence token before the text [default: auto]
-    #[arg(long, value_enum, value_name = "WHEN", help_heading = "Text")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto|always|never",
+        hide_possible_values = true,
+        help_heading = "Text"
+    )]
     pub bos: Option<Bos>,
 }
 

@@ -46,22 +46,28 @@ pub struct Args {
 }
 
 const EXAMPLES: &str = "\
-How it works: the text starts as --length masks. Each of T steps (--steps) runs the network once and
-turns some masks into tokens, from both sides at once. Fewer steps are faster, more steps read better;
-T beyond the length gains nothing.
+How it works: the text starts as --length masks. Each of T steps runs the
+network once and turns some masks into tokens, seeing both sides. Fewer steps
+are faster, more steps read better; T beyond the length gains nothing.
 
-Which order: `random` is what the models were trained for and the cheapest, because which positions
-come when is known beforehand and only their rows are finished. `confidence`, `margin` and `entropy`
-commit the surest positions first: often better at low T. `--threshold 0.9` commits all that is sure.
+Which order:
+  random       what the models were trained for, and the cheapest by far: which
+               positions come when is drawn beforehand, so that only their rows
+               are ever finished
+  confidence   where the drawn token is most probable first (MaskGIT)
+  margin       where the best token leads the second best by most first
+  entropy      where the distribution is sharpest first
+The last three often read better at low T. --bos auto puts the token where the
+tokenizer does, and wherever the text would open with a gap nothing predicts.
 
 Examples:
-  lacuna generate                                  a text from nothing, by the bundled model
-  lacuna generate --watch                          see it appear out of masks
-  lacuna generate -p 'ROMEO:' --length 60 -T 30    go on from a prompt
-  lacuna generate --order confidence --remask      surest first, second thoughts allowed
-  lacuna generate --batch 4 --seed 7 --json        four samples as JSON lines
-  lacuna generate --ar --greedy -p 'To be'         the same weights, left to right
-  lacuna generate --trace run.html                 a page that replays the run";
+  lacuna generate                             a text from nothing
+  lacuna generate --watch                     see it appear out of masks
+  lacuna generate -p 'ROMEO:' -l 60 -T 30     go on from a prompt
+  lacuna generate --order confidence --remask surest first, second thoughts
+  lacuna generate --batch 4 --seed 7 --json   four samples as JSON lines
+  lacuna generate --ar --greedy -p 'To be'    the same weights, left to right
+  lacuna generate --trace run.html            a page that replays the run";
 
 /// Runs `generate`.
 ///

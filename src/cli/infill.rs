@@ -55,9 +55,10 @@ pub struct Args {
 }
 
 const EXAMPLES: &str = "\
-A gap is counted in tokens (about three quarters of a word each). Write the mark right after the word
-before it: most tokenizers keep a space together with the word that follows it. A range such as
-[[gap:4-20]] tries every length and keeps the one whose tokens are most probable on average.
+A gap is counted in tokens, less than a word each. Write the mark right after
+the word before it: most tokenizers keep a space with the word that follows. A
+range such as [[gap:4-20]] tries every length and keeps the one whose tokens
+are most probable on average. \\[[gap keeps a mark as text.
 
 Examples:
   lacuna infill 'To be, or[[gap:6]] that is the question.'

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 
 /// Runs masked diffusion language models: texts appear out of masks, many tokens a step
 #[derive(Parser, Debug)]
-#[command(name = "lacuna", version, arg_required_else_help = true, after_help = AFTER)]
+#[command(name = "lacuna", version, arg_required_else_help = true, max_term_width = 100, after_help = AFTER)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,11 +39,19 @@ Start with:
   lacuna generate --watch
 
 Exit codes:
-  0 done   1 internal failure   2 wrong flags or request   3 reading or writing a file   4 model files
-  5 numbers that are not finite   6 model hub   7 memory   130 stopped by Ctrl-C
-With --json an error is also an object on standard output: {\"error\": \"...\", \"code\": 2}.
-Ctrl-C stops after the step at hand and keeps what there is; a second one stops at once.
-NO_COLOR turns colours off. LACUNA_MODEL is the default of --model.";
+    0  done
+    1  a failure inside the program
+    2  wrong flags, request or input line
+    3  a file cannot be read or written
+    4  model files are missing or malformed
+    5  weights or logits that are not finite
+    6  a model cannot be fetched from a hub
+    7  not enough memory
+  130  stopped by Ctrl-C
+With --json an error is also an object on standard output:
+{\"error\": \"...\", \"code\": 2}. Ctrl-C stops after the step at hand and keeps
+what there is; a second one stops at once. NO_COLOR turns colours off.
+LACUNA_MODEL is the default of --model.";
 
 #[derive(Subcommand, Debug)]
 enum Command {

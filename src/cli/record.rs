@@ -51,8 +51,8 @@ pub struct Record {
     pub prompt: Option<String>,
     pub steps: usize,
     pub order: &'static str,
-    pub temperature: f32,
-    pub top_p: f32,
+    pub temperature: f64,
+    pub top_p: f64,
     pub top_k: u32,
     /// Mean log probability of the filled tokens, in nats.
     pub score: f64,
@@ -104,8 +104,8 @@ impl Record {
             prompt: prompt.map(str::to_owned),
             steps: request.steps,
             order: order_name(request),
-            temperature: request.temperature,
-            top_p: request.top_p,
+            temperature: decimal(request.temperature),
+            top_p: decimal(request.top_p),
             top_k: request.top_k,
             score: generation.score(),
             finish: generation.finish,
@@ -119,6 +119,11 @@ impl Record {
     pub fn value(&self) -> Value {
         serde_json::to_value(self).unwrap_or(Value::Null)
     }
+}
+
+/// The number that was meant: 0.9, not the 0.8999999761581421 that an f32 of it widens to.
+pub fn decimal(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
 }
 
 /// An error as an object: `{"error": message, "code": exit code}`.

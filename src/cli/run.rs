@@ -44,11 +44,10 @@ pub struct Outcome {
     pub interrupted: bool,
 }
 
-/// How many sequences, and how many rows, are worked on at a time.
+/// How much is worked on at a time: `most` sequences, or as many as fill [`ROWS`] rows.
 pub fn limits(requests: &[Request], most: Option<usize>) -> Limits {
     let longest = requests.iter().map(|r| r.canvas.len()).max().unwrap_or(1).max(1);
-    let sequences = most.unwrap_or((ROWS / longest).max(1)).clamp(1, requests.len().max(1));
-    Limits { sequences, tokens: longest.saturating_mul(sequences) }
+    Limits::for_requests(requests, most.unwrap_or((ROWS / longest).max(1)))
 }
 
 /// Runs `requests` on `model` while showing what `output` asks for.

@@ -162,8 +162,8 @@ impl Sampling {
             return Err(Error::request(format!("--temperature {temperature}: expected 0 or more")));
         }
         let top_p = self.top_p.unwrap_or(0.9);
-        if !(0.0..=1.0).contains(&top_p) {
-            return Err(Error::request(format!("--top-p {top_p}: expected a probability from 0 to 1")));
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::request(format!("--top-p {top_p}: expected more than 0, at most 1")));
         }
         let open = canvas.fixed().last() == Some(&false);
         let order = if self.autoregressive() { Order::Random } else { self.order()? };
@@ -257,6 +257,7 @@ mod tests {
             (r#"{"block_length":0}"#, "--block-length"),
             (r#"{"temperature":-1}"#, "--temperature"),
             (r#"{"top_p":1.5}"#, "--top-p"),
+            (r#"{"top_p":0}"#, "--top-p"),
             (r#"{"greedy":true,"temperature":0.7}"#, "--greedy"),
             (r#"{"order":"confidence","confidence_noise":-1}"#, "--confidence-noise"),
         ] {

@@ -13,6 +13,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::record::decimal;
 use super::sampling::order_name;
 use crate::error::{Error, Result};
 use crate::io::AtomicFile;
@@ -103,7 +104,7 @@ impl Recording<'_> {
             line(json!({
                 "type": "header", "sample": sample, "lacuna": env!("CARGO_PKG_VERSION"), "model": self.model,
                 "seed": r.seed, "sequence": r.sequence, "steps": run.trace.total_steps(), "order": order_name(r),
-                "temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k, "canvas": run.trace.given(),
+                "temperature": decimal(r.temperature), "top_p": decimal(r.top_p), "top_k": r.top_k, "canvas": run.trace.given(),
                 "fixed": r.canvas.fixed(), "pieces": self.pieces(run.trace),
             }));
             for step in run.trace.steps() {
@@ -148,7 +149,7 @@ impl Recording<'_> {
         let pieces = self.pieces(trace);
         let special: Vec<u32> = pieces.keys().copied().filter(|&id| (self.special)(id)).collect();
         json!({
-            "label": run.label, "seed": r.seed, "order": order_name(r), "temperature": r.temperature, "top_p": r.top_p,
+            "label": run.label, "seed": r.seed, "order": order_name(r), "temperature": decimal(r.temperature), "top_p": decimal(r.top_p),
             "total": trace.total_steps(), "canvas": trace.given(), "pieces": pieces, "special": special,
             "steps": steps, "revised": trace.revised(), "result": run.result,
         })

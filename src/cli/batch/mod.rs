@@ -78,17 +78,19 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 A line is an object with one of
-  \"prompt\": \"To be\"                             a text to go on from (none: a text from nothing)
-  \"text\": \"To be, or[[gap:6]] question\"         a text with gaps
+  \"prompt\": \"To be\"                        go on from it (none: from nothing)
+  \"text\": \"To be, or[[gap:6]] question\"    a text with gaps
   \"prefix\": ..., \"gap\": 6 or \"4-9\", \"suffix\": ...
-and any of id, length, steps, order, schedule, confidence_noise, remask, threshold, block_length, ar,
-temperature, greedy, top_p, top_k, seed, sequence, suppress_mask, mask_id, shift, ignore_eos, bos. What
-a line does not say, the flags say. An unknown key is an error. A result holds what --json of generate
-holds, with `id` and `line`; a line that is wrong gives {\"error\": ..., \"code\": ...}, and the exit code
-is 2 at the end. What a line gives does not depend on the lines beside it.
+and any of id, length, steps, order, schedule, confidence_noise, remask,
+threshold, block_length, ar, temperature, greedy, top_p, top_k, seed, sequence,
+suppress_mask, mask_id, shift, ignore_eos, bos. What a line does not say, the
+flags say. An unknown key is an error. A result holds what generate --json
+holds, with `id` and `line`; a line that is wrong gives an object with `error`
+and `code`, and the exit code is 2 at the end. What a line gives does not
+depend on the lines beside it.
 
-Results for a file are kept in OUT.jsonl.part until all are done; after Ctrl-C or a crash, --resume
-goes on from there.
+Results for a file are kept in OUT.jsonl.part until all are done; after Ctrl-C
+or a crash, --resume goes on from there.
 
 Examples:
   lacuna batch in.jsonl -o out.jsonl
