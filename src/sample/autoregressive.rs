@@ -1,8 +1,8 @@
 //! Left-to-right decoding of the same weights, with causal attention and a KV cache: the baseline
 //! of every comparison.
 
+use super::checks::prefix_of;
 use super::request::{Commit, Finish, Generation, Request, Step};
-use super::running::prefix_of;
 use super::sampler::{Results, Sampler};
 use crate::backend::{Confidence, Forward, NO_TOKEN, RowDraw, RowParams, Unmask};
 use crate::error::{Error, Result};

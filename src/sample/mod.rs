@@ -1,6 +1,7 @@
 //! Sampling: from a canvas of masks to text.
 
 mod autoregressive;
+mod checks;
 mod plain;
 mod request;
 mod running;

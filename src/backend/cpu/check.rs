@@ -62,9 +62,7 @@ pub(super) fn indices<'a>(
         return Err(Error::Shape { op, what, expected: count, got: index.len() });
     };
     match used.iter().find(|&&i| i as usize >= limit) {
-        Some(&i) => {
-            Err(Error::Request(format!("{op}: {what}: expected a number below {limit}, got {i}")))
-        }
+        Some(&i) => Err(Error::Request(format!("{op}: {what}: expected a number below {limit}, got {i}"))),
         None => Ok(used),
     }
 }

@@ -42,18 +42,54 @@ pub(super) unsafe fn tile<E: Element, S: Simd<E>, const M: usize, const NV: usiz
 macro_rules! with_rows {
     ($m:expr, $max:expr, $m_name:ident => $call:expr) => {
         match $m {
-            1 => { const $m_name: usize = 1; $call }
-            2 => { const $m_name: usize = 2; $call }
-            3 => { const $m_name: usize = 3; $call }
-            4 => { const $m_name: usize = 4; $call }
-            5 if $max >= 5 => { const $m_name: usize = 5; $call }
-            6 if $max >= 6 => { const $m_name: usize = 6; $call }
-            7 if $max >= 7 => { const $m_name: usize = 7; $call }
-            8 if $max >= 8 => { const $m_name: usize = 8; $call }
-            9 if $max >= 9 => { const $m_name: usize = 9; $call }
-            10 if $max >= 10 => { const $m_name: usize = 10; $call }
-            11 if $max >= 11 => { const $m_name: usize = 11; $call }
-            12 if $max >= 12 => { const $m_name: usize = 12; $call }
+            1 => {
+                const $m_name: usize = 1;
+                $call
+            }
+            2 => {
+                const $m_name: usize = 2;
+                $call
+            }
+            3 => {
+                const $m_name: usize = 3;
+                $call
+            }
+            4 => {
+                const $m_name: usize = 4;
+                $call
+            }
+            5 if $max >= 5 => {
+                const $m_name: usize = 5;
+                $call
+            }
+            6 if $max >= 6 => {
+                const $m_name: usize = 6;
+                $call
+            }
+            7 if $max >= 7 => {
+                const $m_name: usize = 7;
+                $call
+            }
+            8 if $max >= 8 => {
+                const $m_name: usize = 8;
+                $call
+            }
+            9 if $max >= 9 => {
+                const $m_name: usize = 9;
+                $call
+            }
+            10 if $max >= 10 => {
+                const $m_name: usize = 10;
+                $call
+            }
+            11 if $max >= 11 => {
+                const $m_name: usize = 11;
+                $call
+            }
+            12 if $max >= 12 => {
+                const $m_name: usize = 12;
+                $call
+            }
             _ => unreachable!("a tile has 1 to 12 rows"),
         }
     };

@@ -36,7 +36,7 @@ const MIN_WORK: usize = 1 << 19;
 
 impl<E: CpuElement> Cpu<E> {
     #[allow(clippy::too_many_arguments)]
-    pub fn linear_impl(
+    pub(super) fn linear_impl(
         &self,
         x: &Buffer<E>,
         rows: usize,
@@ -72,7 +72,7 @@ impl<E: CpuElement> Cpu<E> {
         let wanted = (work / MIN_WORK).clamp(1, 8 * self.threads()).div_ceil(row_blocks.parts);
         let groups = Cut::new(units, units.div_ceil(wanted.min(units)));
         let shared = Shared::new(out.as_mut_slice());
-        self.for_each_with_scratch(row_blocks.parts * groups.parts, |task, scratch| {
+        self.for_each_with_scratch(row_blocks.parts * groups.parts, true, |task, scratch| {
             // Neighbouring tasks read the same weights.
             let (group, block) = (task / row_blocks.parts, task % row_blocks.parts);
             let (first, end) = (row_blocks.start(block), row_blocks.start(block + 1));

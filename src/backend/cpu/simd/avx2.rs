@@ -97,6 +97,9 @@ impl Simd<f32> for Avx2 {
         let bits = (1u32 << n) - 1;
         // SAFETY: masked-off lanes are not accessed; the caller vouches for the other `n`.
         unsafe {
+            if n == 16 {
+                return self.load(p);
+            }
             let (low, high) = (lane_mask(bits), lane_mask(bits >> 8));
             (
                 _mm256_maskload_ps(p, _mm256_castps_si256(low)),
@@ -109,6 +112,9 @@ impl Simd<f32> for Avx2 {
         let bits = (1u32 << n) - 1;
         // SAFETY: masked-off lanes are not accessed; the caller vouches for the other `n`.
         unsafe {
+            if n == 16 {
+                return self.store(p, v);
+            }
             let (low, high) = (lane_mask(bits), lane_mask(bits >> 8));
             _mm256_maskstore_ps(p, _mm256_castps_si256(low), v.0);
             _mm256_maskstore_ps(p.wrapping_add(8), _mm256_castps_si256(high), v.1);
@@ -158,6 +164,24 @@ impl Simd<f32> for Avx2 {
                 i += 8;
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        stride: usize,
+        rows: usize,
+        k: usize,
+        dst: *mut f32,
+        ld: usize,
+    ) {
+        // SAFETY: the same promises; an `f32` in memory is its stored form on x86.
+        unsafe { self.pack_rows(Dtype::F32, src.cast(), 4 * stride, rows, k, dst, ld, 0) }
+    }
+    #[inline(always)]
+    fn first(self, v: Self::V) -> f32 {
+        // SAFETY: `self` exists only where AVX2 does.
+        unsafe { _mm256_cvtss_f32(v.0) }
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {

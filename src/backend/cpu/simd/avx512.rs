@@ -166,6 +166,24 @@ impl Simd<f32> for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        stride: usize,
+        rows: usize,
+        k: usize,
+        dst: *mut f32,
+        ld: usize,
+    ) {
+        // SAFETY: the same promises; an `f32` in memory is its stored form on x86.
+        unsafe { self.pack_rows(Dtype::F32, src.cast(), 4 * stride, rows, k, dst, ld, 0) }
+    }
+    #[inline(always)]
+    fn first(self, v: Self::V) -> f32 {
+        // SAFETY: `self` exists only where AVX-512 does.
+        unsafe { _mm512_cvtss_f32(v) }
+    }
+    #[inline(always)]
     fn prefetch(self, p: *const u8) {
         // SAFETY: a prefetch touches no memory that the program could see, at any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }

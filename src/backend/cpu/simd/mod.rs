@@ -208,8 +208,16 @@ pub trait Simd<E>: Copy {
         ld: usize,
         ahead: usize,
     );
+    /// Transposes `rows <= LANES` rows of `k` numbers, `stride` apart, into `dst[i * ld + row]`; lanes
+    /// `rows .. LANES` repeat the last row.
+    ///
+    /// # Safety
+    /// As [`pack_rows`](Self::pack_rows).
+    unsafe fn transpose(self, src: *const E, stride: usize, rows: usize, k: usize, dst: *mut E, ld: usize);
     /// Asks for the cache line at `p`, which may be any address, to be brought nearer.
     fn prefetch(self, p: *const u8);
+    /// Lane 0.
+    fn first(self, v: Self::V) -> E;
     /// Sum of the lanes, as a balanced tree over neighbours at distance LANES/2, LANES/4, ... 1.
     fn sum(self, v: Self::V) -> E;
     /// Maximum of the lanes.
