@@ -7,12 +7,14 @@ mod common;
 mod device;
 mod generate;
 mod infill;
+mod inspect;
 mod interrupt;
 mod marks;
 mod record;
 mod run;
 mod sampling;
 mod terminal;
+mod tokenize;
 mod trace;
 mod watch;
 
@@ -61,6 +63,10 @@ enum Command {
     Infill(Box<infill::Args>),
     /// Run many requests from JSON lines, each with parameters of its own
     Batch(Box<batch::Args>),
+    /// Show what a model's files hold, what of it is used, and what is odd
+    Inspect(inspect::Args),
+    /// Turn text into token ids, or ids into text
+    Tokenize(tokenize::Args),
 }
 
 impl Command {
@@ -70,6 +76,8 @@ impl Command {
             Command::Generate(args) => args.output.json,
             Command::Infill(args) => args.output.json,
             Command::Batch(args) => args.json,
+            Command::Inspect(args) => args.json,
+            Command::Tokenize(args) => args.json,
         }
     }
 }
@@ -120,6 +128,8 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Generate(args) => generate::run(*args, context),
         Command::Infill(args) => infill::run(*args, context),
         Command::Batch(args) => batch::run(*args, context),
+        Command::Inspect(args) => inspect::run(args, context),
+        Command::Tokenize(args) => tokenize::run(args, context),
     }
 }
 

@@ -16,8 +16,8 @@ use super::support::{TOKENIZER, f32s, gpt2, safetensors};
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// A hub with one repository, `org/tiny`.
-struct Fake {
-    address: String,
+pub struct Fake {
+    pub address: String,
     state: Arc<State>,
     server: Arc<Server>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -35,7 +35,7 @@ struct State {
 }
 
 impl Fake {
-    fn new(files: Vec<(&'static str, Vec<u8>)>, token: Option<&'static str>) -> Self {
+    pub fn new(files: Vec<(&'static str, Vec<u8>)>, token: Option<&'static str>) -> Self {
         let server = Arc::new(Server::http("127.0.0.1:0").unwrap());
         let address = format!("http://{}", server.server_addr().to_ip().unwrap());
         let state = Arc::new(State { files, token, ..State::default() });
@@ -134,7 +134,7 @@ impl State {
     }
 }
 
-fn tiny() -> Vec<(&'static str, Vec<u8>)> {
+pub fn tiny() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("README.md", b"# not needed".to_vec()),
         ("config.json", gpt2().to_string().into_bytes()),
