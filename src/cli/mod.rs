@@ -1,6 +1,184 @@
-//! The command line: one file a subcommand.
+//! The command line: one file a subcommand. What is typed lives in `args.rs`, what it means in
+//! `sampling.rs` and `common.rs`, the machine in `device.rs`.
+
+mod args;
+mod batch;
+mod common;
+mod device;
+mod generate;
+mod infill;
+mod interrupt;
+mod marks;
+mod record;
+mod run;
+mod sampling;
+mod terminal;
+mod trace;
+mod watch;
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use self::interrupt::Interrupt;
+use self::terminal::Terminal;
+use crate::error::{Error, Result};
+
+/// Runs masked diffusion language models: texts appear out of masks, many tokens a step
+#[derive(Parser, Debug)]
+#[command(name = "lacuna", version, arg_required_else_help = true, max_term_width = 100, after_help = AFTER)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER: &str = "\
+Start with:
+  lacuna generate --watch
+
+Exit codes:
+    0  done
+    1  a failure inside the program
+    2  wrong flags, request or input line
+    3  a file cannot be read or written
+    4  model files are missing or malformed
+    5  weights or logits that are not finite
+    6  a model cannot be fetched from a hub
+    7  not enough memory
+  130  stopped by Ctrl-C
+With --json an error is also an object on standard output:
+{\"error\": \"...\", \"code\": 2}. Ctrl-C stops after the step at hand and keeps
+what there is; a second one stops at once. NO_COLOR turns colours off.
+LACUNA_MODEL is the default of --model.";
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Write a text from nothing, or on from a prompt
+    Generate(Box<generate::Args>),
+    /// Fill the gaps of a text, seeing both sides
+    Infill(Box<infill::Args>),
+    /// Run many requests from JSON lines, each with parameters of its own
+    Batch(Box<batch::Args>),
+}
+
+impl Command {
+    /// Whether errors are wanted as objects.
+    fn json(&self) -> bool {
+        match self {
+            Command::Generate(args) => args.output.json,
+            Command::Infill(args) => args.output.json,
+            Command::Batch(args) => args.json,
+        }
+    }
+}
+
+/// What every subcommand is given beside its arguments.
+pub struct Context {
+    pub interrupt: Interrupt,
+    pub terminal: Terminal,
+    reported: AtomicBool,
+}
+
+impl Context {
+    /// Says that the failure has been written to standard output as an object already.
+    pub fn set_reported(&self, reported: bool) {
+        self.reported.store(reported, Ordering::Relaxed);
+    }
+
+    /// A progress bar over `len` things on standard error; hidden where that is no terminal.
+    pub fn progress(&self, len: u64, quiet: bool) -> ProgressBar {
+        let bar = ProgressBar::new(len);
+        if quiet || !self.terminal.live {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left") {
+            bar.set_style(style.progress_chars("█░░"));
+        }
+        bar
+    }
+}
 
 /// Runs the command given by the process arguments.
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.command.json();
+    let interrupt = match Interrupt::install() {
+        Ok(interrupt) => interrupt,
+        Err(error) => return fail(&error, json),
+    };
+    let context = Context { interrupt, terminal: Terminal::detect(), reported: AtomicBool::new(false) };
+    match dispatch(cli.command, &context) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, json && !context.reported.load(Ordering::Relaxed)),
+    }
+}
+
+fn dispatch(command: Command, context: &Context) -> Result<()> {
+    match command {
+        Command::Generate(args) => generate::run(*args, context),
+        Command::Infill(args) => infill::run(*args, context),
+        Command::Batch(args) => batch::run(*args, context),
+    }
+}
+
+/// Says what went wrong; a reader that has gone away is no failure.
+fn fail(error: &Error, json: bool) -> ExitCode {
+    if terminal::is_closed_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    if json {
+        // Nothing better can be done when this fails too.
+        let _ = terminal::println(&record::failure(error).to_string());
+    }
+    match error {
+        Error::Cancelled => terminal::note("interrupted"),
+        error => terminal::note(&format!("error: {}", one_line(&error.to_string()))),
+    }
+    ExitCode::from(error.exit_code())
+}
+
+/// `message` on one line, harmless to a terminal.
+fn one_line(message: &str) -> String {
+    terminal::printable(message).split(['\n', '\t']).map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_that_stay() {
+        let mut cli = Cli::command();
+        cli.build();
+        let flags = |command: &str| -> Vec<String> {
+            let found = cli.find_subcommand(command).expect(command);
+            found.get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect()
+        };
+        let generate = flags("generate");
+        for name in
+            "model prompt length steps temperature top-p top-k order seed mask-id threads device batch json \
+                     quiet watch trace ar greedy"
+                .split_whitespace()
+        {
+            assert!(generate.iter().any(|f| f == name), "--{name} is gone");
+        }
+        let infill = flags("infill");
+        for name in ["prefix", "suffix", "gap"] {
+            assert!(infill.iter().any(|f| f == name), "--{name} is gone");
+        }
+    }
+
+    #[test]
+    fn errors_fit_on_a_line() {
+        assert_eq!(one_line("a\n  b\x1b[0m"), "a b\u{FFFD}[0m");
+    }
 }

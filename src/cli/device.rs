@@ -1,0 +1,57 @@
+//! The one place that knows which machines there are.
+
+use std::sync::Arc;
+
+use super::Context;
+use super::args::DeviceArgs;
+use crate::backend::cpu::Cpu;
+use crate::error::{Error, Result};
+use crate::io::ModelFiles;
+use crate::model::{LoadOptions, Model};
+
+/// What the command line computes on.
+pub type Machine = Cpu<f32>;
+
+/// The machine that `--device` names.
+///
+/// # Errors
+/// [`Error::Request`] for a name that this build does not have.
+pub fn machine(args: &DeviceArgs) -> Result<Machine> {
+    check(&args.device)?;
+    Cpu::new(args.threads)
+}
+
+fn check(name: &str) -> Result<()> {
+    match name {
+        "cpu" => Ok(()),
+        gpu if gpu == "cuda" || gpu.starts_with("cuda:") || gpu == "gpu" => Err(Error::request(format!(
+            "--device {gpu}: this build computes on the CPU only; use --device cpu"
+        ))),
+        other => Err(Error::request(format!("--device {other}: expected cpu"))),
+    }
+}
+
+/// Loads the weights of `files`; every number is checked to be finite.
+///
+/// # Errors
+/// Those of [`Model::load`].
+pub fn load(args: &DeviceArgs, files: &ModelFiles, context: &Context) -> Result<Arc<Model<Machine>>> {
+    let machine = machine(args)?;
+    context.interrupt.check()?;
+    Model::load(machine, files, LoadOptions { check_finite: true }).map(Arc::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_machines_are_named() {
+        assert!(check("cpu").is_ok());
+        for name in ["cuda", "cuda:1", "gpu"] {
+            let message = check(name).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains("CPU only"), "{message}");
+        }
+        assert!(check("tpu").unwrap_err().to_string().contains("expected cpu"));
+    }
+}
