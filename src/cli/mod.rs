@@ -11,6 +11,7 @@ mod inspect;
 mod interrupt;
 mod marks;
 mod record;
+mod replay;
 mod run;
 mod sampling;
 mod terminal;
@@ -67,6 +68,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Turn text into token ids, or ids into text
     Tokenize(tokenize::Args),
+    /// Run explicit inputs, to compare with another implementation
+    Replay(Box<replay::Args>),
 }
 
 impl Command {
@@ -78,6 +81,7 @@ impl Command {
             Command::Batch(args) => args.json,
             Command::Inspect(args) => args.json,
             Command::Tokenize(args) => args.json,
+            Command::Replay(args) => args.json(),
         }
     }
 }
@@ -130,6 +134,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Batch(args) => batch::run(*args, context),
         Command::Inspect(args) => inspect::run(args, context),
         Command::Tokenize(args) => tokenize::run(args, context),
+        Command::Replay(args) => replay::run(*args, context),
     }
 }
 

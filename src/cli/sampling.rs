@@ -137,6 +137,11 @@ impl Sampling {
                 if !(noise.is_finite() && noise >= 0.0) {
                     return Err(Error::request(format!("--confidence-noise {noise}: expected 0 or more")));
                 }
+                if self.remask == Some(true) && by != Confidence::MaxProb {
+                    return Err(Error::request(
+                        "--remask compares probabilities; use it with --order confidence",
+                    ));
+                }
                 let schedule = self.schedule.unwrap_or_default();
                 Ok(Order::Confidence { by, schedule, noise, remask: self.remask == Some(true) })
             }
@@ -230,9 +235,9 @@ mod tests {
     fn orders() {
         let order = |s| json(s).order().unwrap();
         assert_eq!(
-            order(r#"{"order":"entropy","schedule":"cosine","remask":true,"confidence_noise":0.5}"#),
+            order(r#"{"order":"confidence","schedule":"cosine","remask":true,"confidence_noise":0.5}"#),
             Order::Confidence {
-                by: Confidence::Entropy,
+                by: Confidence::MaxProb,
                 schedule: CountSchedule::Cosine,
                 noise: 0.5,
                 remask: true
@@ -249,6 +254,7 @@ mod tests {
     fn contradictions_name_the_flag() {
         for (line, flag) in [
             (r#"{"remask":true}"#, "--remask"),
+            (r#"{"remask":true,"order":"entropy"}"#, "--remask"),
             (r#"{"schedule":"cosine"}"#, "--schedule"),
             (r#"{"order":"random","threshold":0.5}"#, "--threshold"),
             (r#"{"threshold":0.5,"remask":true}"#, "--remask"),
