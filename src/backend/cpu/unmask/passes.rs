@@ -88,6 +88,10 @@ impl<'a, E: Element> Blocks<'a, E> {
     }
 }
 
+/// Aligned to a vector, so that no store of one crosses a cache line.
+#[repr(align(64))]
+struct Aligned<T>([T; BLOCK]);
+
 #[inline(always)]
 fn greater<E: Element>(a: E, b: E) -> E {
     if a > b { a } else { b }
@@ -189,19 +193,22 @@ fn histogram_body<E: Exp>(
     bins: &mut [u64; BINS],
 ) {
     bins.fill(0);
+    let (mut masses, mut places) = (Aligned([0; BLOCK]), Aligned([0; BLOCK]));
     let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
     for (b, peak) in peaks.iter().enumerate() {
         if *peak < range.least {
             continue;
         }
         let block = blocks.get(b, &mut copy);
-        let mut masses = mass_block(block, temper);
-        let mut places = [0; BLOCK];
+        masses.0 = mass_block(block, temper);
         for i in 0..BLOCK {
-            masses[i] = if block[i] >= range.least { masses[i] } else { 0 };
-            places[i] = range.bin(block[i]);
+            // What lies below adds nothing, each to a bin of its own: additions to one bin would
+            // have to wait for one another.
+            let inside = block[i] >= range.least;
+            masses.0[i] = if inside { masses.0[i] } else { 0 };
+            places.0[i] = if inside { range.bin(block[i]) } else { i as u32 };
         }
-        for (place, mass) in places.iter().zip(masses) {
+        for (place, mass) in places.0.iter().zip(masses.0) {
             bins[*place as usize % BINS] += mass;
         }
     }
