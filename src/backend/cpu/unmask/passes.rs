@@ -101,8 +101,8 @@ fn greater<E: Element>(a: E, b: E) -> E {
 #[inline(always)]
 fn mass_block<E: Exp>(block: &[E; BLOCK], temper: &Temper<E>) -> [u64; BLOCK] {
     let mut masses = [0; BLOCK];
-    for i in 0..BLOCK {
-        masses[i] = E::fixed(E::weight(temper.below_max(block[i]), temper));
+    for (mass, &z) in masses.iter_mut().zip(block) {
+        *mass = E::fixed(E::weight(temper.below_max(z), temper));
     }
     masses
 }
@@ -175,8 +175,8 @@ fn kept_masses_body<E: Exp>(
         if *peak >= cut.z {
             let block = blocks.get(b, &mut copy);
             let mut masses = mass_block(block, temper);
-            for i in 0..BLOCK {
-                masses[i] = if cut.keeps((b * BLOCK + i) as u32, block[i]) { masses[i] } else { 0 };
+            for (i, (mass, &z)) in masses.iter_mut().zip(block).enumerate() {
+                *mass = if cut.keeps((b * BLOCK + i) as u32, z) { *mass } else { 0 };
             }
             *sum = masses.iter().sum();
         }
@@ -201,12 +201,12 @@ fn histogram_body<E: Exp>(
         }
         let block = blocks.get(b, &mut copy);
         masses.0 = mass_block(block, temper);
-        for i in 0..BLOCK {
+        for (i, &z) in block.iter().enumerate() {
             // What lies below adds nothing, each to a bin of its own: additions to one bin would
             // have to wait for one another.
-            let inside = block[i] >= range.least;
+            let inside = z >= range.least;
             masses.0[i] = if inside { masses.0[i] } else { 0 };
-            places.0[i] = if inside { range.bin(block[i]) } else { i as u32 };
+            places.0[i] = if inside { range.bin(z) } else { i as u32 };
         }
         for (place, mass) in places.0.iter().zip(masses.0) {
             bins[*place as usize % BINS] += mass;
@@ -233,8 +233,8 @@ fn members_body<E: Exp>(
         }
         let block = blocks.get(b, &mut copy);
         let mut inside = [0u8; BLOCK];
-        for i in 0..BLOCK {
-            inside[i] = u8::from((block[i] >= range.least) & (range.bin(block[i]) == bin));
+        for (inside, &z) in inside.iter_mut().zip(block) {
+            *inside = u8::from((z >= range.least) & (range.bin(z) == bin));
         }
         let (words, _) = inside.as_chunks();
         for (w, word) in words.iter().enumerate() {
@@ -257,13 +257,13 @@ fn weighted_depth_body<E: Exp>(row: &[E], suppress: usize, temper: &Temper<E>) -
     for b in 0..row.len().div_ceil(BLOCK) {
         let block = blocks.get(b, &mut copy);
         let mut terms = [0.0f64; BLOCK];
-        for i in 0..BLOCK {
-            let d = temper.below_max(block[i]);
-            terms[i] = E::weight(d, temper).to_f64() * d.to_f64();
+        for (term, &z) in terms.iter_mut().zip(block) {
+            let d = temper.below_max(z);
+            *term = E::weight(d, temper).to_f64() * d.to_f64();
         }
-        for i in 0..LANES {
+        for (i, lane) in lanes.iter_mut().enumerate() {
             let near = terms[i] + terms[i + LANES];
-            lanes[i] += near + (terms[i + 2 * LANES] + terms[i + 3 * LANES]);
+            *lane += near + (terms[i + 2 * LANES] + terms[i + 3 * LANES]);
         }
     }
     lanes.iter().sum()
