@@ -4,7 +4,17 @@
 //! many rows share the call, on the number of threads, on how the work was cut into tasks, or on the
 //! instruction set ([`SimdLevel`]): the same input row gives the same bits everywhere.
 
+mod activation;
+mod attention;
 mod buffer;
+mod check;
+mod embedding;
+mod forward;
+mod gemm;
+mod head;
+mod matmul;
+mod norm;
+mod rope;
 mod simd;
 pub mod unmask;
 
@@ -105,7 +115,8 @@ impl<E: CpuElement> Cpu<E> {
 
     /// As [`for_each`](Self::for_each); each task borrows its thread's working memory of
     /// [`SCRATCH`] numbers, which holds anything. `f` must not share out work itself.
-    fn for_each_with_scratch(&self, tasks: usize, f: impl Fn(usize, &mut [E]) + Send + Sync) {
+    /// Without `worth` everything runs on the calling thread.
+    fn for_each_with_scratch(&self, tasks: usize, worth: bool, f: impl Fn(usize, &mut [E]) + Send + Sync) {
         let pool = &self.shared.pool;
         let one = |task: usize| {
             let thread = pool.current_thread_index().unwrap_or(0);
@@ -113,7 +124,7 @@ impl<E: CpuElement> Cpu<E> {
                 f(task, scratch.lock().unwrap_or_else(PoisonError::into_inner).as_mut_slice());
             }
         };
-        if tasks <= 1 || self.threads() == 1 {
+        if tasks <= 1 || !worth || self.threads() == 1 {
             // Outside the pool this borrows thread 0's memory: the lock keeps that right.
             (0..tasks).for_each(one);
         } else {

@@ -97,6 +97,9 @@ impl Simd<f32> for Avx2 {
         let bits = (1u32 << n) - 1;
         // SAFETY: masked-off lanes are not accessed; the caller vouches for the other `n`.
         unsafe {
+            if n == 16 {
+                return self.load(p);
+            }
             let (low, high) = (lane_mask(bits), lane_mask(bits >> 8));
             (
                 _mm256_maskload_ps(p, _mm256_castps_si256(low)),
@@ -109,6 +112,9 @@ impl Simd<f32> for Avx2 {
         let bits = (1u32 << n) - 1;
         // SAFETY: masked-off lanes are not accessed; the caller vouches for the other `n`.
         unsafe {
+            if n == 16 {
+                return self.store(p, v);
+            }
             let (low, high) = (lane_mask(bits), lane_mask(bits >> 8));
             _mm256_maskstore_ps(p, _mm256_castps_si256(low), v.0);
             _mm256_maskstore_ps(p.wrapping_add(8), _mm256_castps_si256(high), v.1);
@@ -129,6 +135,7 @@ impl Simd<f32> for Avx2 {
         k: usize,
         dst: *mut f32,
         ld: usize,
+        ahead: usize,
     ) {
         // SAFETY: the caller's promises; a block reads numbers `i .. i + 8 <= k` of rows below
         // `rows` and writes lanes `0 .. 16` of the same rows of `dst`.
@@ -144,7 +151,11 @@ impl Simd<f32> for Avx2 {
                     let mut block = [_mm256_setzero_ps(); 8];
                     for (lane, v) in block.iter_mut().enumerate() {
                         let row = (8 * half + lane).min(rows - 1);
-                        *v = load8(dtype, src.add(row * row_bytes + at * dtype.size()));
+                        let from = src.add(row * row_bytes + at * dtype.size());
+                        if (at * dtype.size()).is_multiple_of(64) {
+                            self.prefetch(from.wrapping_add(ahead));
+                        }
+                        *v = load8(dtype, from);
                     }
                     for (j, v) in transpose8(block).into_iter().enumerate() {
                         _mm256_storeu_ps(dst.add((at + j) * ld + 8 * half), v);
@@ -153,6 +164,29 @@ impl Simd<f32> for Avx2 {
                 i += 8;
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        stride: usize,
+        rows: usize,
+        k: usize,
+        dst: *mut f32,
+        ld: usize,
+    ) {
+        // SAFETY: the same promises; an `f32` in memory is its stored form on x86.
+        unsafe { self.pack_rows(Dtype::F32, src.cast(), 4 * stride, rows, k, dst, ld, 0) }
+    }
+    #[inline(always)]
+    fn first(self, v: Self::V) -> f32 {
+        // SAFETY: `self` exists only where AVX2 does.
+        unsafe { _mm256_cvtss_f32(v.0) }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch touches no memory that the program could see, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {

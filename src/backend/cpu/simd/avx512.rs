@@ -113,6 +113,7 @@ impl Simd<f32> for Avx512 {
         k: usize,
         dst: *mut f32,
         ld: usize,
+        ahead: usize,
     ) {
         // SAFETY: the caller's promises; a block reads 64 bytes that end at or before number `k`
         // of rows below `rows`, and writes lanes `0 .. 16` of the same rows of `dst`.
@@ -128,7 +129,9 @@ impl Simd<f32> for Avx512 {
                 let mut block = [_mm512_setzero_ps(); 16];
                 for (lane, v) in block.iter_mut().enumerate() {
                     let row = lane.min(rows - 1);
-                    *v = _mm512_loadu_ps(src.add(row * row_bytes + at * dtype.size()).cast());
+                    let from = src.add(row * row_bytes + at * dtype.size());
+                    self.prefetch(from.wrapping_add(ahead));
+                    *v = _mm512_loadu_ps(from.cast());
                 }
                 let words = transpose16(block);
                 let to = dst.add(at * ld);
@@ -161,6 +164,29 @@ impl Simd<f32> for Avx512 {
                 i += per_block;
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(
+        self,
+        src: *const f32,
+        stride: usize,
+        rows: usize,
+        k: usize,
+        dst: *mut f32,
+        ld: usize,
+    ) {
+        // SAFETY: the same promises; an `f32` in memory is its stored form on x86.
+        unsafe { self.pack_rows(Dtype::F32, src.cast(), 4 * stride, rows, k, dst, ld, 0) }
+    }
+    #[inline(always)]
+    fn first(self, v: Self::V) -> f32 {
+        // SAFETY: `self` exists only where AVX-512 does.
+        unsafe { _mm512_cvtss_f32(v) }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch touches no memory that the program could see, at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     fn sum(self, v: __m512) -> f32 {

@@ -190,7 +190,8 @@ pub trait Simd<E>: Copy {
     /// `LANES * dtype.size()` bytes can be read at `p` (any alignment).
     unsafe fn load_stored(self, dtype: Dtype, p: *const u8) -> Self::V;
     /// Widens and transposes `rows <= LANES` rows of `k` stored numbers, `row_bytes` apart, into
-    /// `dst[i * ld + row]`; lanes `rows .. LANES` repeat the last row.
+    /// `dst[i * ld + row]`; lanes `rows .. LANES` repeat the last row. What lies `ahead` bytes further
+    /// on is asked for beforehand.
     ///
     /// # Safety
     /// `rows >= 1`; `k` numbers can be read from each row (any alignment), and `LANES` numbers
@@ -205,7 +206,18 @@ pub trait Simd<E>: Copy {
         k: usize,
         dst: *mut E,
         ld: usize,
+        ahead: usize,
     );
+    /// Transposes `rows <= LANES` rows of `k` numbers, `stride` apart, into `dst[i * ld + row]`; lanes
+    /// `rows .. LANES` repeat the last row.
+    ///
+    /// # Safety
+    /// As [`pack_rows`](Self::pack_rows).
+    unsafe fn transpose(self, src: *const E, stride: usize, rows: usize, k: usize, dst: *mut E, ld: usize);
+    /// Asks for the cache line at `p`, which may be any address, to be brought nearer.
+    fn prefetch(self, p: *const u8);
+    /// Lane 0.
+    fn first(self, v: Self::V) -> E;
     /// Sum of the lanes, as a balanced tree over neighbours at distance LANES/2, LANES/4, ... 1.
     fn sum(self, v: Self::V) -> E;
     /// Maximum of the lanes.

@@ -79,6 +79,10 @@ macro_rules! portable {
             }
             #[inline(always)]
             unsafe fn load_part(self, p: *const $t, n: usize) -> Self::V {
+                if n == $lanes {
+                    // SAFETY: the caller vouches for `n` readable numbers.
+                    return unsafe { self.load(p) };
+                }
                 let mut v = [0.0; $lanes];
                 for (i, x) in v.iter_mut().enumerate().take(n) {
                     // SAFETY: the caller vouches for `n` readable numbers.
@@ -88,6 +92,10 @@ macro_rules! portable {
             }
             #[inline(always)]
             unsafe fn store_part(self, p: *mut $t, v: Self::V, n: usize) {
+                if n == $lanes {
+                    // SAFETY: the caller vouches for `n` writable numbers.
+                    return unsafe { self.store(p, v) };
+                }
                 for (i, x) in v.iter().enumerate().take(n) {
                     // SAFETY: the caller vouches for `n` writable numbers.
                     unsafe { p.add(i).write(*x) };
@@ -108,10 +116,38 @@ macro_rules! portable {
                 k: usize,
                 dst: *mut $t,
                 ld: usize,
+                _ahead: usize,
             ) {
                 // SAFETY: the same promises.
                 unsafe { pack_rows_scalar(dtype, src, row_bytes, rows, k, dst, ld, $lanes) }
             }
+            #[inline(always)]
+            unsafe fn transpose(
+                self,
+                src: *const $t,
+                stride: usize,
+                rows: usize,
+                k: usize,
+                dst: *mut $t,
+                ld: usize,
+            ) {
+                for lane in 0..$lanes {
+                    // SAFETY: row `min(lane, rows - 1)` holds `k` numbers, and `dst` takes `LANES`
+                    // at each of its `k` rows (caller's promise).
+                    unsafe {
+                        let row = src.add(lane.min(rows - 1) * stride);
+                        for i in 0..k {
+                            *dst.add(i * ld + lane) = *row.add(i);
+                        }
+                    }
+                }
+            }
+            #[inline(always)]
+            fn first(self, v: Self::V) -> $t {
+                v[0]
+            }
+            #[inline(always)]
+            fn prefetch(self, _p: *const u8) {}
             #[inline(always)]
             fn sum(self, mut v: Self::V) -> $t {
                 let mut half = $lanes / 2;

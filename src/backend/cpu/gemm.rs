@@ -1,0 +1,116 @@
+//! The register tile that every matrix product is made of: `M` rows by `NV` vectors of columns.
+//!
+//! Each number of a tile is one chain of fused multiply-adds over k in order, from zero; vectors run
+//! over columns, never over k. So its bits depend on its own row and column alone.
+
+use super::simd::Simd;
+use crate::element::Element;
+
+/// `sum_p a[i * lda + p] * b[p * ldb + j]` for `M` rows and `NV` vectors of columns, `p` in `0..k`.
+///
+/// # Safety
+/// `k` numbers can be read from each of `M` rows at `a`, and `NV * LANES` from each of `k` rows at `b`.
+#[inline(always)]
+pub(super) unsafe fn tile<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
+    s: S,
+    k: usize,
+    a: *const E,
+    lda: usize,
+    b: *const E,
+    ldb: usize,
+) -> [[S::V; NV]; M] {
+    let mut acc = [[s.splat(E::zero()); NV]; M];
+    for p in 0..k {
+        // SAFETY: `p < k`, rows below `M`, vectors below `NV`: within the caller's promise.
+        unsafe {
+            let mut columns = [s.splat(E::zero()); NV];
+            for (j, c) in columns.iter_mut().enumerate() {
+                *c = s.load(b.add(p * ldb + j * S::LANES));
+            }
+            for (i, row) in acc.iter_mut().enumerate() {
+                let x = s.splat(*a.add(i * lda + p));
+                for (sum, c) in row.iter_mut().zip(&columns) {
+                    *sum = s.fma(x, *c, *sum);
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// Calls `$f::<M>($args)` with the constant `M` equal to `$m`, which is in `1..=12`.
+macro_rules! with_rows {
+    ($m:expr, $max:expr, $m_name:ident => $call:expr) => {
+        match $m {
+            1 => {
+                const $m_name: usize = 1;
+                $call
+            }
+            2 => {
+                const $m_name: usize = 2;
+                $call
+            }
+            3 => {
+                const $m_name: usize = 3;
+                $call
+            }
+            4 => {
+                const $m_name: usize = 4;
+                $call
+            }
+            5 if $max >= 5 => {
+                const $m_name: usize = 5;
+                $call
+            }
+            6 if $max >= 6 => {
+                const $m_name: usize = 6;
+                $call
+            }
+            7 if $max >= 7 => {
+                const $m_name: usize = 7;
+                $call
+            }
+            8 if $max >= 8 => {
+                const $m_name: usize = 8;
+                $call
+            }
+            9 if $max >= 9 => {
+                const $m_name: usize = 9;
+                $call
+            }
+            10 if $max >= 10 => {
+                const $m_name: usize = 10;
+                $call
+            }
+            11 if $max >= 11 => {
+                const $m_name: usize = 11;
+                $call
+            }
+            12 if $max >= 12 => {
+                const $m_name: usize = 12;
+                $call
+            }
+            _ => unreachable!("a tile has 1 to 12 rows"),
+        }
+    };
+}
+pub(super) use with_rows;
+
+/// Cuts `rows` into tiles of nearly equal height, at most `most` each: how many, and where tile `i`
+/// of them begins.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    rows: usize,
+    pub parts: usize,
+}
+
+impl Cut {
+    pub fn new(rows: usize, most: usize) -> Self {
+        Self { rows, parts: rows.div_ceil(most) }
+    }
+
+    /// First row of part `i`; `rows` for `i == parts`.
+    pub fn start(self, i: usize) -> usize {
+        i * self.rows / self.parts.max(1)
+    }
+}
