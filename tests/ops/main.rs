@@ -9,3 +9,4 @@ mod naive;
 mod norm;
 mod rope;
 mod support;
+mod unmask;
