@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use assert_cmd::Command;
-use common::{Cases, GOLDEN, fixture, relative};
+use common::golden::{Golden, count};
+use common::{GOLDEN, fixture, relative};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -59,7 +60,7 @@ fn read_ids(path: &Path, name: &str) -> (Vec<usize>, Vec<u32>) {
 fn forward_takes_both_integer_types_masks_and_lengths() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
-    let cases = Cases::open("llama-tiny");
+    let cases = Golden::open("llama-tiny");
     let model = fixture("golden/llama-tiny/diffu");
     let x = cases.ids("logits/L33/x");
     let run = |extra: &[&str]| {
@@ -78,20 +79,20 @@ fn forward_takes_both_integer_types_masks_and_lengths() {
     write(&input, &[("x", Dtype::I64, vec![3, 33], i64s(&x))]);
     let (shape, logits) = run(&[]);
     assert_eq!(shape, [3, 33, 259]);
-    assert!(relative(&logits, &cases.f32("logits/L33/bidir")) < 1e-4);
+    assert!(relative(&logits, &cases.f32s("logits/L33/bidir")) < 1e-4);
     write(&input, &[("x", Dtype::I32, vec![3, 33], i32s(&x))]);
-    assert!(relative(&run(&["--attention", "causal"]).1, &cases.f32("logits/L33/causal")) < 1e-4);
+    assert!(relative(&run(&["--attention", "causal"]).1, &cases.f32s("logits/L33/causal")) < 1e-4);
 
     // causal OR R, as an explicit mask, shared and one a row.
-    let mut allow = cases.u8("logits/L33/rand_mask");
+    let mut allow = cases.bytes("logits/L33/rand_mask");
     for (i, bit) in allow.iter_mut().enumerate() {
         *bit |= u8::from(i % 33 <= i / 33);
     }
     let x = ("x", Dtype::I32, vec![3, 33], i32s(&x));
     write(&input, &[x.clone(), ("attn_mask", Dtype::U8, vec![33, 33], allow.clone())]);
-    assert!(relative(&run(&["--attention", "causal"]).1, &cases.f32("logits/L33/anneal")) < 1e-4);
+    assert!(relative(&run(&["--attention", "causal"]).1, &cases.f32s("logits/L33/anneal")) < 1e-4);
     write(&input, &[x, ("attn_mask", Dtype::U8, vec![3, 33, 33], allow.repeat(3))]);
-    assert!(relative(&run(&[]).1, &cases.f32("logits/L33/anneal")) < 1e-4);
+    assert!(relative(&run(&[]).1, &cases.f32s("logits/L33/anneal")) < 1e-4);
 
     let lens = cases.ids("logits/pad33/lens");
     write(
@@ -102,7 +103,7 @@ fn forward_takes_both_integer_types_masks_and_lengths() {
         ],
     );
     let (_, logits) = run(&["--threads", "1"]);
-    let want = cases.f32("logits/pad33/bidir");
+    let want = cases.f32s("logits/pad33/bidir");
     for (row, &len) in lens.iter().enumerate() {
         let (at, end) = (row * 33 * 259, (row * 33 + len as usize) * 259);
         assert!(relative(&logits[at..end], &want[at..end]) < 1e-4);
@@ -115,26 +116,25 @@ fn sample_replays_every_golden_case_plain_and_planned() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
     for (name, _) in GOLDEN {
-        let cases = Cases::open(name);
-        for case in cases.of_kind("sample").into_iter().chain(cases.of_kind("sample_confident")) {
+        let cases = Golden::open(name);
+        for case in cases.of_kind("sample").chain(cases.of_kind("sample_confident")) {
             let at = case["case"].as_str().unwrap();
-            let number = |key: &str| case[key].as_u64().unwrap() as usize;
-            let (b, l, t) = (number("B"), number("L"), number("T"));
+            let (b, l, t) = (count(case, "B"), count(case, "L"), count(case, "T"));
             let mut tensors = vec![
                 ("x", Dtype::I32, vec![b, l], i32s(&cases.ids(&format!("{at}/x")))),
-                ("src_mask", Dtype::U8, vec![b, l], cases.u8(&format!("{at}/src_mask"))),
+                ("src_mask", Dtype::U8, vec![b, l], cases.bytes(&format!("{at}/src_mask"))),
             ];
             for (key, slices) in [("u_cat", t), ("u_unmask", t - 1)] {
                 let tensor = format!("{at}/{key}");
                 if cases.has(&tensor) {
-                    tensors.push((key, Dtype::F32, vec![slices, b, l], f32s(&cases.f32(&tensor))));
+                    tensors.push((key, Dtype::F32, vec![slices, b, l], f32s(&cases.f32s(&tensor))));
                 }
             }
             write(&input, &tensors);
             let mut command = lacuna();
             command.args(["replay", "sample", "--model"]).arg(fixture("golden").join(name));
             command.arg("--input").arg(&input).arg("--output").arg(&output);
-            command.args(["--steps", &t.to_string(), "--mask-id", &cases.mask_id().to_string()]);
+            command.args(["--steps", &t.to_string(), "--mask-id", &cases.mask_id.to_string()]);
             command.args(["--temperature", &case["temperature"].to_string()]);
             if let Some(p) = case["top_p"].as_f64() {
                 command.args(["--top-p", &p.to_string()]);

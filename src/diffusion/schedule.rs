@@ -1,22 +1,100 @@
-//! How many positions are still masked when.
+//! Time: how much is masked at time t, how a loss at time t counts, and how many positions are
+//! still masked after a step.
 
-/// The shape of a count schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use crate::rng::{Purpose, Rng};
+
+/// The least time that training and evaluation draw, so that 1/t stays bounded.
+pub const MIN_TIME: f32 = 1e-3;
+
+/// The time t of a uniform number u in [0, 1): `(1 - MIN_TIME) u + MIN_TIME`.
+pub fn time(u: f32) -> f32 {
+    (1.0 - MIN_TIME) * u + MIN_TIME
+}
+
+/// The time of a sequence at a (training or evaluation) step.
+pub fn draw_time(rng: &Rng, sequence: u32, step: u32) -> f32 {
+    time(rng.uniform(Purpose::Time, sequence, step, 0))
+}
+
+/// The probability that a maskable token is masked at time t: t itself.
+pub fn mask_prob(t: f32) -> f32 {
+    t
+}
+
+/// The probability that a token is still clean at time t: `1 - t`.
+pub fn alpha_t(t: f32) -> f32 {
+    1.0 - t
+}
+
+/// The factor of the cross-entropy at time t in the evidence bound, `-alpha' / (1 - alpha) = 1 / t`.
+pub fn loss_weight(t: f32) -> f64 {
+    1.0 / f64::from(t)
+}
+
+/// How the number of masked positions falls over the steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Counts {
+    /// By the same number each step.
+    #[default]
     Linear,
+    /// Slowly at first, fast at last: `cos(pi n / 2T)` of all are masked after step n of T (MaskGIT,
+    /// Chang et al., CVPR 2022).
     Cosine,
 }
 
-/// Positions of `total` that are still masked after step `n` of `steps`; 0 after the last.
-pub fn masked_after(counts: Counts, total: usize, n: usize, steps: usize) -> usize {
-    if n >= steps {
-        return 0;
-    }
-    match counts {
-        Counts::Linear => (total as u128 * (steps - n) as u128 / steps as u128) as usize,
-        Counts::Cosine => {
-            let angle = std::f64::consts::FRAC_PI_2 * n as f64 / steps as f64;
-            ((total as f64 * angle.cos()) as usize).min(total)
+impl Counts {
+    /// How many of `total` positions are still masked after `done` of `steps` steps, rounded down:
+    /// `total` before the first, 0 after the last, never more than before.
+    pub fn masked_after(self, total: usize, done: usize, steps: usize) -> usize {
+        if done >= steps {
+            return 0;
+        }
+        match self {
+            Counts::Linear => ((total as u128) * ((steps - done) as u128) / (steps as u128)) as usize,
+            Counts::Cosine => {
+                let share = (std::f64::consts::FRAC_PI_2 * done as f64 / steps as f64).cos();
+                (total as f64 * share) as usize
+            }
         }
     }
+}
+
+/// Shares `steps` out over blocks in proportion to their lengths, at least one for a block that is
+/// not empty: the sum is `max(steps, number of such blocks)`. Remainders go to the blocks that they
+/// are largest for, the earlier one of equals.
+pub fn share_steps(lengths: &[usize], steps: usize) -> Vec<usize> {
+    let total: u128 = lengths.iter().map(|&n| n as u128).sum();
+    let blocks = lengths.iter().filter(|n| **n > 0).count();
+    let mut shares = vec![0; lengths.len()];
+    if total == 0 {
+        return shares;
+    }
+    // One for each block first; then the rest goes where the exact share exceeds what is there most.
+    let steps = steps.max(blocks);
+    let mut left = steps;
+    for (share, &n) in shares.iter_mut().zip(lengths) {
+        *share = ((n as u128 * steps as u128 / total) as usize).max(usize::from(n > 0));
+        left = left.saturating_sub(*share);
+    }
+    let mut given: usize = shares.iter().sum();
+    while left > 0 || given > steps {
+        // The signed difference between the exact share and the given one, times `total`.
+        let gap = |b: usize| lengths[b] as i128 * steps as i128 - shares[b] as i128 * total as i128;
+        let filled = (0..lengths.len()).filter(|&b| lengths[b] > 0);
+        let chosen = if given > steps {
+            filled.filter(|&b| shares[b] > 1).min_by_key(|&b| gap(b))
+        } else {
+            filled.max_by_key(|&b| (gap(b), std::cmp::Reverse(b)))
+        };
+        let Some(b) = chosen else { break };
+        if given > steps {
+            shares[b] -= 1;
+            given -= 1;
+        } else {
+            shares[b] += 1;
+            given += 1;
+            left -= 1;
+        }
+    }
+    shares
 }

@@ -8,7 +8,8 @@ use super::request::{Canvas, Order, Request};
 use super::running::GivenNoise;
 use super::sampler::{Limits, Sampler};
 use crate::backend::{Confidence, Forward, Mask, NO_TOKEN, RowDraw, RowParams, Unmask};
-use crate::diffusion::{reveal, shift};
+use crate::diffusion::reveal::{self, CommitPlan};
+use crate::diffusion::shift;
 use crate::error::{Error, Result};
 use crate::model::{Arena, ArenaSize, Batch, Model};
 
@@ -119,24 +120,19 @@ pub fn plain_loop<B: Forward + Unmask>(
             let left = steps - k;
             for row in 0..b {
                 let at = row * l..(row + 1) * l;
-                let reveal = if options.confidence {
-                    reveal::original_confidence_reveal(
-                        &scores[at.clone()],
-                        &input.src[at.clone()],
-                        &masked[at.clone()],
-                        left,
-                        steps,
-                    )
+                let now = &masked[at.clone()];
+                let stays = if options.confidence {
+                    let free: Vec<bool> = input.src[at.clone()].iter().map(|s| !s).collect();
+                    reveal::original_confidence_step(&scores[at.clone()], &free, now, left, steps)?
                 } else {
                     let u = &input.u_unmask[(k - 1) * n..k * n][at.clone()];
-                    u.iter()
-                        .zip(&masked[at.clone()])
-                        .map(|(&u, &m)| m && reveal::reveal_now(u, left + 1))
-                        .collect()
+                    u.iter().zip(now).map(|(&u, &m)| m && !reveal::reveal_now(u, left + 1)).collect()
                 };
-                for (i, _) in at.zip(reveal).filter(|(_, r)| *r) {
-                    xt[i] = x0[i];
-                    masked[i] = false;
+                for (i, stays) in at.zip(stays) {
+                    if masked[i] && !stays {
+                        xt[i] = x0[i];
+                        masked[i] = false;
+                    }
                 }
             }
         }
@@ -208,14 +204,10 @@ pub fn planned<B: Forward + Unmask>(
         request.mask_id = Some(options.mask_id);
         request.suppress_mask = Some(false);
         request.stop_at_eos = false;
-        let plan = (0..l)
-            .map(|p| {
-                let revealed =
-                    |k: &usize| reveal::reveal_now(input.u_unmask[(k - 1) * n + row * l + p], steps - k + 1);
-                // A position revealed before forward k keeps the draw of forward k - 1.
-                (1..steps).find(revealed).map_or(steps - 1, |k| k - 1) as u32
-            })
-            .collect();
+        let reveals: Vec<f32> =
+            (1..steps).flat_map(|k| input.u_unmask[(k - 1) * n..][at.clone()].iter().copied()).collect();
+        let free = (0..l as u32).filter(|&p| !input.src[row * l + p as usize]);
+        let plan = CommitPlan::from_uniforms(&reveals, l, free, steps)?;
         let draws = if options.temperature == 0.0 {
             Vec::new()
         } else {

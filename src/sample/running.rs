@@ -6,8 +6,8 @@ use std::ops::Range;
 use super::checks::check;
 use super::request::{Commit, CountSchedule, Finish, Generation, Order, Request};
 use crate::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
-use crate::diffusion::reveal::{CommitPlan, gumbel};
-use crate::diffusion::schedule::{Counts, masked_after};
+use crate::diffusion::reveal::{CommitPlan, above_threshold, gumbel, most_confident};
+use crate::diffusion::schedule::{Counts, share_steps};
 use crate::diffusion::shift;
 use crate::error::Result;
 use crate::rng::{Purpose, Rng};
@@ -15,8 +15,8 @@ use crate::rng::{Purpose, Rng};
 /// Uniforms that are given instead of drawn: for comparing with another implementation.
 #[derive(Clone, Debug)]
 pub(super) struct GivenNoise {
-    /// The commit step of every position (0-based); ignored where the canvas is fixed.
-    pub plan: Vec<u32>,
+    /// When the free positions are committed.
+    pub plan: CommitPlan,
     /// Uniforms of the categorical draws `[T, L]`, indexed by the row the logits come from.
     pub draws: Vec<f32>,
 }
@@ -63,8 +63,10 @@ pub(super) struct Running {
     pub remasked: Vec<u32>,
     /// Positions whose rows are needed in this step, ascending.
     needs: Vec<u32>,
-    /// (score, position, index into `needs`), for ranking.
-    ranking: Vec<(f32, u32, u32)>,
+    /// Confidence of each of `needs`.
+    scores: Vec<f32>,
+    /// Indices into `needs` that are to be (or stay) committed, ascending.
+    chosen: Vec<u32>,
     rules: Rules,
     rng: Rng,
     sequence: u32,
@@ -100,7 +102,7 @@ impl Running {
         let free: Vec<u32> = (0..canvas.len() as u32).filter(|&p| !canvas.fixed()[p as usize]).collect();
         let rng = Rng::new(request.seed);
         let blocks = blocks(free.len(), request);
-        let strategy = strategy(request, &free, &blocks, &rng, noise.as_ref());
+        let strategy = strategy(request, &free, &blocks, &rng, noise.as_ref())?;
         let steps = match request.order {
             Order::Threshold { .. } => free.len(),
             _ => blocks.last().map_or(0, |b| b.first + b.steps),
@@ -118,7 +120,8 @@ impl Running {
             commits: Vec::with_capacity(free.len()),
             remasked: Vec::with_capacity(free.len()),
             needs: Vec::with_capacity(free.len()),
-            ranking: Vec::with_capacity(free.len()),
+            scores: Vec::with_capacity(free.len()),
+            chosen: Vec::with_capacity(free.len()),
             rules,
             rng,
             sequence: request.sequence,
@@ -170,7 +173,7 @@ impl Running {
         self.remasked.clear();
         match &mut self.strategy {
             Strategy::Plan { plan, next } => {
-                if let Some((step, positions)) = plan.event(*next) {
+                if let Some((step, positions)) = plan.step(*next) {
                     self.step = step as usize;
                     self.needs.extend_from_slice(positions);
                     *next += 1;
@@ -189,7 +192,7 @@ impl Running {
                     let n = self.step - b.first + 1;
                     let total = b.free.len();
                     let masked = count_masked(&self.free[b.free.clone()], &self.masked);
-                    let moving = masked > masked_after(*schedule, total, n, b.steps);
+                    let moving = masked > schedule.masked_after(total, n, b.steps);
                     if moving || (*remask && masked < total && masked > 0) {
                         break;
                     }
@@ -265,10 +268,8 @@ impl Running {
             }
             Strategy::Threshold { by, tau } => self.apply_threshold(draws, by, tau),
         }
-        self.commits.sort_unstable_by_key(|c| c.position);
-        self.remasked.sort_unstable();
         let blocks_over = match &self.strategy {
-            Strategy::Plan { plan, next } => plan.event(*next).is_none(),
+            Strategy::Plan { plan, next } => plan.step(*next).is_none(),
             Strategy::Counted { .. } | Strategy::Threshold { .. } => self.left == 0,
         };
         self.done = blocks_over || self.answer_is_complete();
@@ -300,62 +301,54 @@ impl Running {
     fn apply_counted(&mut self, draws: &[RowDraw], schedule: Counts, noise: f32, remask: bool) {
         let Some(b) = self.blocks.get(self.block) else { return };
         let (n, steps, total) = (self.step - b.first + 1, b.steps, b.free.len());
-        let keep_masked = masked_after(schedule, total, n, steps);
+        let already = total - count_masked(&self.free[b.free.clone()], &self.masked);
+        let committed = total - schedule.masked_after(total, n, steps);
         let share_left = (steps - n.min(steps)) as f32 / steps as f32;
-        self.ranking.clear();
+        self.scores.clear();
         for at in 0..self.needs.len() {
             let position = self.needs[at];
             let mut score = match self.draw_at(at, draws) {
                 None => f32::INFINITY,
-                Some(d) if remask && !self.masked[position as usize] => d.given_log_prob,
+                Some(d) if !self.masked[position as usize] => d.given_log_prob,
                 Some(d) => d.confidence,
             };
             if noise > 0.0 && share_left > 0.0 {
                 let u = self.rng.uniform(Purpose::Confidence, self.sequence, self.step as u32, position);
                 score += noise * share_left * gumbel(u);
             }
-            self.ranking.push((score, position, at as u32));
+            self.scores.push(score);
         }
-        // Most confident first; of equals, the lower position.
-        self.ranking.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let committed = total - keep_masked;
-        let already = total - count_masked(&self.free[b.free.clone()], &self.masked);
         let take = if remask { committed } else { committed.saturating_sub(already) };
-        for rank in 0..self.ranking.len() {
-            let (_, position, at) = self.ranking[rank];
-            let masked = self.masked[position as usize];
-            if rank < take {
-                if masked {
-                    self.commit(at as usize, draws);
+        most_confident(&self.scores, take, &mut self.chosen);
+        let mut next = 0;
+        for at in 0..self.needs.len() {
+            let p = self.needs[at] as usize;
+            if self.chosen.get(next) == Some(&(at as u32)) {
+                next += 1;
+                if self.masked[p] {
+                    self.commit(at, draws);
                 }
-            } else if !masked {
-                self.masked[position as usize] = true;
-                self.ids[position as usize] = self.rules.mask_id;
+            } else if !self.masked[p] {
+                self.masked[p] = true;
+                self.ids[p] = self.rules.mask_id;
                 self.left += 1;
-                self.remasked.push(position);
+                self.remasked.push(p as u32);
             }
         }
     }
 
     fn apply_threshold(&mut self, draws: &[RowDraw], by: Confidence, tau: f32) {
-        let mut best: Option<(f32, usize)> = None;
+        self.scores.clear();
         for at in 0..self.needs.len() {
-            let score = match self.draw_at(at, draws) {
+            self.scores.push(match self.draw_at(at, draws) {
                 None => f32::INFINITY,
                 Some(d) if by == Confidence::MaxProb => d.confidence.exp(),
                 Some(d) => d.confidence,
-            };
-            if best.is_none_or(|(s, _)| score > s) {
-                best = Some((score, at));
-            }
-            if score > tau {
-                self.commit(at, draws);
-            }
+            });
         }
-        if self.commits.is_empty()
-            && let Some((_, at)) = best
-        {
-            self.commit(at, draws);
+        above_threshold(&self.scores, tau, &mut self.chosen);
+        for i in 0..self.chosen.len() {
+            self.commit(self.chosen[i] as usize, draws);
         }
     }
 
@@ -406,15 +399,14 @@ fn count_masked(positions: &[u32], masked: &[bool]) -> usize {
 /// Cuts the free positions into blocks and shares the steps out, at least one a block.
 fn blocks(free: usize, request: &Request) -> Vec<Block> {
     let length = request.block_length.unwrap_or(free).max(1);
-    let mut blocks = Vec::new();
-    let (mut at, mut first) = (0, 0);
-    while at < free {
-        let end = (at + length).min(free);
-        let share = |n: usize| (request.steps as u128 * n as u128 / free as u128) as usize;
-        let steps = (share(end) - share(at)).max(1);
-        blocks.push(Block { free: at..end, first, steps });
+    let ranges: Vec<Range<usize>> =
+        (0..free).step_by(length).map(|at| at..at.saturating_add(length).min(free)).collect();
+    let lengths: Vec<usize> = ranges.iter().map(|r| r.len()).collect();
+    let mut first = 0;
+    let mut blocks = Vec::with_capacity(ranges.len());
+    for (free, steps) in ranges.into_iter().zip(share_steps(&lengths, request.steps)) {
+        blocks.push(Block { free, first, steps });
         first += steps;
-        at = end;
     }
     blocks
 }
@@ -425,19 +417,18 @@ fn strategy(
     blocks: &[Block],
     rng: &Rng,
     noise: Option<&GivenNoise>,
-) -> Strategy {
-    match request.order {
+) -> Result<Strategy> {
+    Ok(match request.order {
         Order::Random => {
             let plan = match noise {
-                Some(given) => CommitPlan::from_steps(
-                    free.iter().map(|&p| (given.plan.get(p as usize).copied().unwrap_or(0), p)),
-                ),
-                None => CommitPlan::from_steps(blocks.iter().flat_map(|b| {
-                    free[b.free.clone()].iter().map(|&p| {
-                        let step = CommitPlan::draw_step(rng, request.sequence, p, b.steps as u32);
-                        (b.first as u32 + step, p)
-                    })
-                })),
+                Some(given) => given.plan.clone(),
+                None => {
+                    let parts = blocks.iter().map(|b| {
+                        let steps = b.first as u32..(b.first + b.steps) as u32;
+                        (free[b.free.clone()].iter().copied(), steps)
+                    });
+                    CommitPlan::draw_blocks(rng, request.sequence, parts)?
+                }
             };
             Strategy::Plan { plan, next: 0 }
         }
@@ -449,5 +440,5 @@ fn strategy(
             Strategy::Counted { by, schedule, noise, remask }
         }
         Order::Threshold { by, tau } => Strategy::Threshold { by, tau },
-    }
+    })
 }

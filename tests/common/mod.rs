@@ -1,5 +1,8 @@
-//! Shared by the integration tests: fixtures, tensors by name, loaded models.
-#![allow(dead_code)]
+//! Shared by the integration tests: fixtures and loaded models.
+#![allow(dead_code)] // each test target uses its own part of this
+
+#[path = "../support/golden.rs"]
+pub mod golden;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -8,8 +11,6 @@ use std::sync::Arc;
 use lacuna::backend::cpu::Cpu;
 use lacuna::io::ModelFiles;
 use lacuna::model::{LoadOptions, Model};
-use safetensors::SafeTensors;
-use safetensors::tensor::Dtype;
 
 /// The four golden models, each with the folders that hold the same weights.
 pub const GOLDEN: [(&str, &[&str]); 4] = [
@@ -35,58 +36,6 @@ pub fn load(dir: &Path, threads: usize) -> Arc<Model<Cpu<f32>>> {
 pub fn bundled(threads: usize) -> Arc<Model<Cpu<f32>>> {
     let files = ModelFiles::bundled().unwrap();
     Arc::new(Model::load(backend(threads), &files, LoadOptions::default()).unwrap())
-}
-
-/// The cases of one golden model.
-pub struct Cases {
-    pub json: serde_json::Value,
-    bytes: Vec<u8>,
-}
-
-impl Cases {
-    pub fn open(model: &str) -> Self {
-        let dir = fixture("golden").join(model);
-        Self {
-            json: serde_json::from_slice(&std::fs::read(dir.join("cases.json")).unwrap()).unwrap(),
-            bytes: std::fs::read(dir.join("cases.safetensors")).unwrap(),
-        }
-    }
-
-    pub fn of_kind(&self, kind: &str) -> Vec<&serde_json::Value> {
-        self.json["cases"].as_array().unwrap().iter().filter(|c| c["kind"] == kind).collect()
-    }
-
-    pub fn mask_id(&self) -> u32 {
-        self.json["mask_token_id"].as_u64().unwrap() as u32
-    }
-
-    fn view(&self, name: &str) -> Option<(Dtype, Vec<usize>, Vec<u8>)> {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = file.tensor(name).ok()?;
-        Some((view.dtype(), view.shape().to_vec(), view.data().to_vec()))
-    }
-
-    pub fn has(&self, name: &str) -> bool {
-        self.view(name).is_some()
-    }
-
-    pub fn f32(&self, name: &str) -> Vec<f32> {
-        let (dtype, _, data) = self.view(name).unwrap_or_else(|| panic!("no tensor {name}"));
-        assert_eq!(dtype, Dtype::F32, "{name}");
-        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-
-    pub fn ids(&self, name: &str) -> Vec<u32> {
-        let (dtype, _, data) = self.view(name).unwrap_or_else(|| panic!("no tensor {name}"));
-        assert_eq!(dtype, Dtype::I32, "{name}");
-        data.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as u32).collect()
-    }
-
-    pub fn u8(&self, name: &str) -> Vec<u8> {
-        let (dtype, _, data) = self.view(name).unwrap_or_else(|| panic!("no tensor {name}"));
-        assert_eq!(dtype, Dtype::U8, "{name}");
-        data
-    }
 }
 
 /// `||got - want|| / ||want||`.

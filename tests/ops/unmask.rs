@@ -253,6 +253,29 @@ fn the_uniform_number_picks_by_id() {
     assert_eq!(draw(&row, &RowParams { temperature: 0.0, suppress: 0, ..PLAIN }).token, 1);
 }
 
+/// Differences next to the limits of the number format, where intervals of logits have no size.
+#[test]
+fn extreme_logits_and_temperatures_are_handled() {
+    let tiny = f32::from_bits(1);
+    let rows: [&[f32]; 5] = [
+        &[0.0, tiny, -tiny, 2.0 * tiny, tiny, 0.0],
+        &[1e20, 1e20, f32::MIN, -1e20, 9.999_999e19, 0.0],
+        &[f32::MAX, f32::MIN, f32::MAX, f32::NEG_INFINITY, 0.0, 1.0],
+        &[-5.0, -5.000_000_5, -5.000_001, -5.0, -5.000_002, -5.000_000_5],
+        &[1e-38, 3e-38, 2e-38, 1e-38, 0.0, -1e-38],
+    ];
+    for row in rows {
+        for temperature in [1.0, 1.2e-38, 1e-20, 1e20, 1e30] {
+            for (top_k, top_p) in [(0, 0.7), (3, 1.0), (4, 0.6), (0, 1.0), (0, 0.999_999)] {
+                for uniform in [0.0, 0.42, 0.999] {
+                    let params = RowParams { temperature, top_k, top_p, uniform, ..PLAIN };
+                    check(row, &params);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn f64_and_f32_agree() {
     let row = normal_row(&Rng::new(8), 0, 1000, 2.0);

@@ -63,12 +63,17 @@ impl Golden {
         tensor.data().as_chunks().0.iter().map(|b| u32::try_from(i32::from_le_bytes(*b)).unwrap()).collect()
     }
 
-    /// A tensor of truth values.
-    pub fn flags(&self, name: &str) -> Vec<bool> {
+    /// A tensor of truth values, 0 or 1.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
         let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
         let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(tensor.dtype(), Dtype::U8, "{name}");
-        tensor.data().iter().map(|b| *b != 0).collect()
+        tensor.data().to_vec()
+    }
+
+    /// A tensor of truth values.
+    pub fn flags(&self, name: &str) -> Vec<bool> {
+        self.bytes(name).into_iter().map(|b| b != 0).collect()
     }
 }
 

@@ -66,20 +66,22 @@ impl<E: CpuElement> Cpu<E> {
         let kv_width = kv_heads * head_dim;
         let over = |what| Error::Shape { op: OP, what, expected: usize::MAX, got: usize::MAX };
         let (mut q_rows, mut k_rows, mut longest, mut work) = (0, 0, 0, 0_usize);
-        for s in segments {
+        for s in segments.iter().filter(|s| s.q_len > 0) {
             // In order and apart, so that no two segments write the same row.
             check::at_least(OP, "start of a segment's queries", q_rows, s.q_start)?;
             q_rows = s.q_start.checked_add(s.q_len).ok_or_else(|| over("q"))?;
-            k_rows = k_rows.max(s.k_start.checked_add(s.k_len).ok_or_else(|| over("k"))?);
+            if s.k_len > 0 {
+                k_rows = k_rows.max(s.k_start.checked_add(s.k_len).ok_or_else(|| over("k"))?);
+            }
             longest = longest.max(s.q_len);
-            work = work.saturating_add(s.q_len.saturating_mul(s.k_len).saturating_mul(2 * width));
+            work = work.saturating_add(s.q_len.saturating_mul(s.k_len).saturating_mul(width));
         }
         check::placed(OP, "q", q_at, q_rows, width, q.len(), false)?;
         check::placed(OP, "k", k_at, k_rows, kv_width, k.len(), false)?;
         check::placed(OP, "v", v_at, k_rows, kv_width, v.len(), false)?;
         check::at_least(OP, "out", check::product(OP, "out", q_rows, width)?, out.len())?;
         let q_pos = check::indices(OP, "query position", q_pos.as_slice(), q_rows, usize::MAX)?;
-        for (i, s) in segments.iter().enumerate() {
+        for (i, s) in segments.iter().enumerate().filter(|(_, s)| s.q_len > 0) {
             check_mask(mask, i, s, &q_pos[s.q_start..s.q_start + s.q_len])?;
         }
         if longest == 0 {
@@ -111,11 +113,11 @@ impl<E: CpuElement> Cpu<E> {
             let first_head = kv_head * group + head_cut.start(part);
             let row = segment.q_start + first;
             self.dispatch(Task {
-                q: from(q, q_at.at + row * q_at.stride + first_head * head_dim),
+                q: &q.as_slice()[q_at.at + row * q_at.stride + first_head * head_dim..],
                 q_stride: q_at.stride,
-                k: from(k, k_at.at + segment.k_start * k_at.stride + kv_head * head_dim),
+                k: from(k, k_at, segment, kv_head * head_dim),
                 k_stride: k_at.stride,
-                v: from(v, v_at.at + segment.k_start * v_at.stride + kv_head * head_dim),
+                v: from(v, v_at, segment, kv_head * head_dim),
                 v_stride: v_at.stride,
                 heads: head_cut.start(part + 1) - head_cut.start(part),
                 head_dim,
@@ -133,9 +135,12 @@ impl<E: CpuElement> Cpu<E> {
     }
 }
 
-/// The numbers of `buffer` from `at` on; none where a segment without keys lies behind the end.
-fn from<E: CpuElement>(buffer: &Buffer<E>, at: usize) -> &[E] {
-    buffer.as_slice().get(at..).unwrap_or(&[])
+/// The numbers of `buffer` from the first key of `segment` and `column` on; none without keys.
+fn from<E: CpuElement>(buffer: &Buffer<E>, at: Rows, segment: Segment, column: usize) -> &[E] {
+    if segment.k_len == 0 {
+        return &[];
+    }
+    &buffer.as_slice()[at.at + segment.k_start * at.stride + column..]
 }
 
 /// The mask says something about every query and key of a segment.

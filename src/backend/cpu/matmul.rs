@@ -124,6 +124,7 @@ impl Weight {
     ///
     /// # Safety
     /// The rows and columns exist, and `panel` takes `k * width` numbers; `valid >= 1`.
+    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
     unsafe fn pack<E: Element, S: Simd<E>>(
         self,
@@ -309,10 +310,10 @@ impl<E: Element> Block<'_, E> {
                 }
                 let n = S::LANES.min(part.valid - j * S::LANES);
                 let column = part.column + j * S::LANES;
-                let bias = match self.bias {
-                    Some(bias) => Some(s.load_part(bias.as_ptr().add(column), n)),
-                    None => None,
-                };
+                let mut bias = None;
+                if let Some(all) = self.bias {
+                    bias = Some(s.load_part(all.as_ptr().add(column), n));
+                }
                 for (i, line) in acc.iter().enumerate() {
                     let p = self.out.add((row + i) * self.stride + column);
                     let mut v = line[j];

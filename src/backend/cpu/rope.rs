@@ -24,7 +24,7 @@ impl<E: CpuElement> Cpu<E> {
         table: &Buffer<E>,
     ) -> Result<()> {
         const OP: &str = "rope";
-        if head_dim % 2 != 0 {
+        if !head_dim.is_multiple_of(2) {
             let what = "head width, which must be even";
             return Err(Error::Shape { op: OP, what, expected: head_dim + 1, got: head_dim });
         }

@@ -1,7 +1,8 @@
 //! One row: checks, candidates, top-k, top-p, the draw and the confidence.
 
-use super::cut::{Cut, Selection};
-use super::mass::{BLOCK, ONE, Temper, UnmaskElement};
+use super::cut::{Bins, Cut, Selection, crossing};
+use super::mass::{ONE, Temper};
+use super::passes::{BLOCK, UnmaskElement};
 use crate::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
 use crate::error::{Error, Result};
 
@@ -15,7 +16,7 @@ pub struct Scratch<E> {
     sums: Vec<u64>,
     /// Block maxima, reordered to find the k-th largest.
     order: Vec<E>,
-    /// Tokens that may be drawn, in id order, with their logits and masses.
+    /// Some tokens, in id order, with their logits and masses.
     ids: Vec<u32>,
     z: Vec<E>,
     masses: Vec<u64>,
@@ -99,10 +100,12 @@ impl<E: UnmaskElement> Scratch<E> {
         let m = self.measure(row, r, params)?;
         let token = if m.greedy {
             m.best
-        } else if self.filter(row, params, &m) {
-            self.draw_candidate(params.uniform).unwrap_or(m.best)
         } else {
-            self.draw_any(row, params.uniform, &m).unwrap_or(m.best)
+            let cut = self.filter(row, params, &m);
+            if cut.z > E::neg_infinity() {
+                E::kept_masses(row, m.suppress, &self.peaks, &cut, &m.temper, &mut self.sums);
+            }
+            self.pick(row, params.uniform, &cut, &m).unwrap_or(m.best)
         };
         let log_prob = m.log_prob(row[token]);
         let confidence = match params.confidence {
@@ -137,11 +140,11 @@ impl<E: UnmaskElement> Scratch<E> {
             keep[m.best] = true;
             return Ok(keep);
         }
-        if !self.filter(row, params, &m) {
-            self.gather(row, m.temper.floor(), &m);
-        }
-        for (&id, &mass) in self.ids.iter().zip(&self.masses) {
-            keep[id as usize] = mass > 0;
+        let cut = self.filter(row, params, &m);
+        self.masses.resize(row.len(), 0);
+        E::masses(row, &m.temper, &mut self.masses);
+        for (i, keep) in keep.iter_mut().enumerate() {
+            *keep = self.masses[i] > 0 && i != m.suppress && cut.keeps(i as u32, row[i]);
         }
         Ok(keep)
     }
@@ -178,37 +181,54 @@ impl<E: UnmaskElement> Scratch<E> {
         Ok(Measured { temper, total, best, greedy, suppress })
     }
 
-    /// Leaves in `ids`, `z`, `masses` the tokens that survive top-k and top-p; `false` when neither
-    /// is asked for, and nothing was gathered.
-    fn filter(&mut self, row: &[E], params: &RowParams, m: &Measured<E>) -> bool {
+    /// Where top-k and top-p cut the ranking off.
+    fn filter(&mut self, row: &[E], params: &RowParams, m: &Measured<E>) -> Cut<E> {
         let top_k = params.top_k as usize;
-        let by_count = top_k > 0 && top_k < row.len();
         let by_mass = params.top_p < 1.0;
-        if by_count {
-            let least = self.kth_peak(top_k, m);
-            self.gather(row, least, m);
-            if self.ids.len() > top_k {
-                let cut = self.selection.cut(&self.z, |_| 1, top_k as u64 - 1);
-                self.keep(&cut);
-            }
-            if by_mass {
-                let kept = self.masses.iter().sum();
-                self.keep_nucleus(fraction(params.top_p, kept));
-            }
-        } else if by_mass {
-            let limit = fraction(params.top_p, m.total);
-            // Tokens below this logit are too few and too light to hold a share of 1 - top_p; if
-            // rounding had it otherwise, all are gathered.
-            let tail = (1.0 - f64::from(params.top_p.max(0.0))) * m.sum() / row.len() as f64;
-            let depth = (tail.ln() - 1e-3) / m.temper.inverse;
-            let least = E::from_f64(m.temper.max.to_f64() + depth);
-            self.gather(row, least.max(m.temper.floor()), m);
-            if self.masses.iter().sum::<u64>() <= limit {
-                self.gather(row, m.temper.floor(), m);
-            }
-            self.keep_nucleus(limit);
+        if top_k == 0 || top_k >= row.len() {
+            return if by_mass { self.nucleus(row, params.top_p, m) } else { Cut::none() };
         }
-        by_count || by_mass
+        let least = self.kth_peak(top_k, m);
+        self.gather(row, least, m);
+        let mut cut = Cut { z: least, last: u32::MAX };
+        if self.ids.len() > top_k {
+            cut = self.selection.cut(&self.ids, &self.z, |_| 1, top_k as u64 - 1);
+        }
+        if by_mass {
+            self.keep(&cut);
+            self.masses.resize(self.z.len(), 0);
+            E::masses(&self.z, &m.temper, &mut self.masses);
+            let (masses, total) = (&self.masses, self.masses.iter().sum());
+            let limit = fraction(params.top_p, total);
+            cut = self.selection.cut(&self.ids, &self.z, |i| masses[i], limit);
+        }
+        cut
+    }
+
+    /// Where top-p cuts the ranking of the whole row.
+    fn nucleus(&mut self, row: &[E], top_p: f32, m: &Measured<E>) -> Cut<E> {
+        let (max, floor) = (m.temper.max, m.temper.floor());
+        let limit = fraction(top_p, m.total);
+        // Tokens below this logit are too few and too light to hold a share of 1 - top_p; should
+        // rounding have it otherwise, all are looked at.
+        let tail = (1.0 - f64::from(top_p.max(0.0))) * m.sum() / row.len() as f64;
+        let least = E::from_f64(max.to_f64() + (tail.ln() - 1e-3) / m.temper.inverse);
+        for least in [least.max(floor), floor] {
+            if least >= max {
+                continue;
+            }
+            let range = Bins::new(max, least);
+            E::histogram(row, m.suppress, &self.peaks, &range, &m.temper, &mut self.selection.bins);
+            let Some((bin, before)) = crossing(&self.selection.bins, limit) else { continue };
+            E::members(row, m.suppress, &self.peaks, &range, bin, &mut self.ids, &mut self.z);
+            self.masses.resize(self.z.len(), 0);
+            E::masses(&self.z, &m.temper, &mut self.masses);
+            let masses = &self.masses;
+            return self.selection.cut(&self.ids, &self.z, |i| masses[i], limit - before);
+        }
+        // Next to the maximum the numbers are so far apart that only its equals have a mass.
+        self.gather(row, max, m);
+        self.selection.cut(&self.ids, &self.z, |_| ONE, limit)
     }
 
     /// A logit that at least `k` tokens reach, or all that have a mass.
@@ -224,7 +244,7 @@ impl<E: UnmaskElement> Scratch<E> {
         kth.max(floor)
     }
 
-    /// Collects the tokens whose logit is at least `least`, in id order, with their masses.
+    /// Collects the tokens whose logit is at least `least`, in id order.
     fn gather(&mut self, row: &[E], least: E, m: &Measured<E>) {
         let mut n = 0;
         for (b, &peak) in self.peaks.iter().enumerate() {
@@ -246,47 +266,24 @@ impl<E: UnmaskElement> Scratch<E> {
         }
         self.ids.truncate(n);
         self.z.truncate(n);
-        self.masses.resize(n, 0);
-        E::masses(&self.z, &m.temper, &mut self.masses);
     }
 
-    /// Drops the candidates after the one that crosses `limit`.
-    fn keep_nucleus(&mut self, limit: u64) {
-        let masses = &self.masses;
-        let cut = self.selection.cut(&self.z, |i| masses[i], limit);
-        self.keep(&cut);
-    }
-
-    /// Drops the candidates after the cut, keeping id order.
+    /// Drops the gathered tokens that the cut does not keep.
     fn keep(&mut self, cut: &Cut<E>) {
         let mut n = 0;
         for i in 0..self.ids.len() {
-            let (id, z, mass) = (self.ids[i], self.z[i], self.masses[i]);
-            (self.ids[n], self.z[n], self.masses[n]) = (id, z, mass);
-            n += usize::from(cut.keeps(i, z));
+            let (id, z) = (self.ids[i], self.z[i]);
+            (self.ids[n], self.z[n]) = (id, z);
+            n += usize::from(cut.keeps(id, z));
         }
         self.ids.truncate(n);
         self.z.truncate(n);
-        self.masses.truncate(n);
     }
 
-    /// The first candidate at which the running mass exceeds `uniform` of the candidates' total;
-    /// as `uniform` is below 1, there is one whenever the total is not 0.
-    fn draw_candidate(&self, uniform: f32) -> Option<usize> {
-        let target = fraction(uniform, self.masses.iter().sum());
-        let mut sum = 0;
-        for (&id, &mass) in self.ids.iter().zip(&self.masses) {
-            sum += mass;
-            if sum > target {
-                return Some(id as usize);
-            }
-        }
-        None
-    }
-
-    /// The first token of the row at which the running mass exceeds `uniform` of the total.
-    fn draw_any(&mut self, row: &[E], uniform: f32, m: &Measured<E>) -> Option<usize> {
-        let target = fraction(uniform, m.total);
+    /// The first token of the row at which the running mass of kept tokens exceeds `uniform` of
+    /// their total, given the blocks' kept masses in `sums`. As `uniform` is below 1, there is one.
+    fn pick(&mut self, row: &[E], uniform: f32, cut: &Cut<E>, m: &Measured<E>) -> Option<usize> {
+        let target = fraction(uniform, self.sums.iter().sum());
         let (mut sum, mut b) = (0, 0);
         while b + 1 < self.sums.len() && sum + self.sums[b] <= target {
             sum += self.sums[b];
@@ -296,10 +293,13 @@ impl<E: UnmaskElement> Scratch<E> {
         let block = &row[start..row.len().min(start + BLOCK)];
         self.masses.resize(block.len(), 0);
         E::masses(block, &m.temper, &mut self.masses);
-        for (i, &mass) in self.masses.iter().enumerate() {
-            sum += if start + i == m.suppress { 0 } else { mass };
+        for (i, (&mass, &z)) in self.masses.iter().zip(block).enumerate() {
+            let id = start + i;
+            if id != m.suppress && cut.keeps(id as u32, z) {
+                sum += mass;
+            }
             if sum > target {
-                return Some(start + i);
+                return Some(id);
             }
         }
         None

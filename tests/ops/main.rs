@@ -1,0 +1,12 @@
+//! The operations of the CPU backend, judged by [`naive`].
+
+mod activation;
+mod attention;
+mod embedding;
+mod head;
+mod matmul;
+mod naive;
+mod norm;
+mod rope;
+mod support;
+mod unmask;
