@@ -37,7 +37,7 @@ impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
 }
 
 /// Draws one token from each of `params.len()` rows of `logits` `[rows, vocab]` (row-major), rows in
-/// parallel in the current rayon pool. See [`Unmask::unmask`](crate::backend::Unmask::unmask).
+/// parallel in the current rayon pool. See [`Unmask::unmask`].
 ///
 /// Masses are integers on a scale of 2^40: a token less probable than 2^-40 times the best one is
 /// never drawn. The first call with a larger vocabulary than before sets memory aside on every thread
