@@ -39,7 +39,8 @@ fn imports(source: &str) -> Vec<(usize, String)> {
         }
         let line = code[..at].matches('\n').count() + 1;
         let rest = &code[at + "crate::".len()..];
-        let name = |s: &str| -> String { s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
+        let name =
+            |s: &str| -> String { s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
         match rest.strip_prefix('{') {
             None => found.push((line, name(rest))),
             Some(group) => {
@@ -135,7 +136,10 @@ fn an_upward_import_is_found() {
 
 #[test]
 fn a_sibling_import_is_found() {
-    assert_eq!(faults("io", "fn f() { crate::backend::g() }\n"), ["line 1: `io` imports its sibling `backend`"]);
+    assert_eq!(
+        faults("io", "fn f() { crate::backend::g() }\n"),
+        ["line 1: `io` imports its sibling `backend`"]
+    );
     assert!(faults("element", "use crate::error::Error;").is_empty());
     assert!(faults("sample", "use crate::sample::request;\nuse crate::model::Model;").is_empty());
 }

@@ -138,7 +138,9 @@ impl Sampling {
                     return Err(Error::request(format!("--confidence-noise {noise}: expected 0 or more")));
                 }
                 if self.remask == Some(true) && by != Confidence::MaxProb {
-                    return Err(Error::request("--remask compares probabilities; use it with --order confidence"));
+                    return Err(Error::request(
+                        "--remask compares probabilities; use it with --order confidence",
+                    ));
                 }
                 let schedule = self.schedule.unwrap_or_default();
                 Ok(Order::Confidence { by, schedule, noise, remask: self.remask == Some(true) })
