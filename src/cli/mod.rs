@@ -10,6 +10,7 @@ mod infill;
 mod interrupt;
 mod marks;
 mod record;
+mod replay;
 mod run;
 mod sampling;
 mod terminal;
@@ -61,6 +62,8 @@ enum Command {
     Infill(Box<infill::Args>),
     /// Run many requests from JSON lines, each with parameters of its own
     Batch(Box<batch::Args>),
+    /// Run explicit inputs, to compare with another implementation
+    Replay(Box<replay::Args>),
 }
 
 impl Command {
@@ -70,6 +73,7 @@ impl Command {
             Command::Generate(args) => args.output.json,
             Command::Infill(args) => args.output.json,
             Command::Batch(args) => args.json,
+            Command::Replay(args) => args.json(),
         }
     }
 }
@@ -120,6 +124,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Generate(args) => generate::run(*args, context),
         Command::Infill(args) => infill::run(*args, context),
         Command::Batch(args) => batch::run(*args, context),
+        Command::Replay(args) => replay::run(*args, context),
     }
 }
 
