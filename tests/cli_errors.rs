@@ -191,8 +191,8 @@ mod signals {
         let dir = tempfile::tempdir().expect("a folder");
         let path = |name: &str| dir.path().join(name).to_str().expect("path").to_owned();
         let (input, output) = (path("in.jsonl"), path("out.jsonl"));
-        let lines: String = (0..300)
-            .map(|i| format!("{{\"id\": {i}, \"seed\": {i}, \"length\": 100, \"steps\": 100}}\n"))
+        let lines: String = (0..24)
+            .map(|i| format!("{{\"id\": {i}, \"seed\": {i}, \"length\": 100, \"steps\": 60}}\n"))
             .collect();
         std::fs::write(&input, lines).expect("written");
         let args = ["batch", input.as_str(), "-o", output.as_str(), "--batch", "1"];
