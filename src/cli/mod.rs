@@ -7,6 +7,7 @@ mod common;
 mod device;
 mod generate;
 mod infill;
+mod inspect;
 mod interrupt;
 mod marks;
 mod record;
@@ -14,6 +15,7 @@ mod replay;
 mod run;
 mod sampling;
 mod terminal;
+mod tokenize;
 mod trace;
 mod watch;
 
@@ -62,6 +64,10 @@ enum Command {
     Infill(Box<infill::Args>),
     /// Run many requests from JSON lines, each with parameters of its own
     Batch(Box<batch::Args>),
+    /// Show what a model's files hold, what of it is used, and what is odd
+    Inspect(inspect::Args),
+    /// Turn text into token ids, or ids into text
+    Tokenize(tokenize::Args),
     /// Run explicit inputs, to compare with another implementation
     Replay(Box<replay::Args>),
 }
@@ -73,6 +79,8 @@ impl Command {
             Command::Generate(args) => args.output.json,
             Command::Infill(args) => args.output.json,
             Command::Batch(args) => args.json,
+            Command::Inspect(args) => args.json,
+            Command::Tokenize(args) => args.json,
             Command::Replay(args) => args.json(),
         }
     }
@@ -124,6 +132,8 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Generate(args) => generate::run(*args, context),
         Command::Infill(args) => infill::run(*args, context),
         Command::Batch(args) => batch::run(*args, context),
+        Command::Inspect(args) => inspect::run(args, context),
+        Command::Tokenize(args) => tokenize::run(args, context),
         Command::Replay(args) => replay::run(*args, context),
     }
 }

@@ -232,6 +232,9 @@ impl Download<'_> {
         if file_size(&pointer) == Some(size) {
             return Ok(pointer);
         }
+        if pointer.symlink_metadata().is_ok() {
+            std::fs::remove_file(&pointer).map_err(|e| Error::io("replace", &pointer, e))?;
+        }
         // What is left of an earlier attempt is continued if it can be a beginning of the file.
         let blob = repo.blob_path(etag);
         let part = blob.with_extension("part");

@@ -45,10 +45,6 @@ impl Object {
         }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// An error about a field of this object.
     pub fn error(&self, field: &str, expected: impl Into<String>, got: impl Into<String>) -> Error {
         Error::Config {
