@@ -191,8 +191,8 @@ mod signals {
         let dir = tempfile::tempdir().expect("a folder");
         let path = |name: &str| dir.path().join(name).to_str().expect("path").to_owned();
         let (input, output) = (path("in.jsonl"), path("out.jsonl"));
-        let lines: String = (0..24)
-            .map(|i| format!("{{\"id\": {i}, \"seed\": {i}, \"length\": 100, \"steps\": 60}}\n"))
+        let lines: String = (0..12)
+            .map(|i| format!("{{\"id\": {i}, \"seed\": {i}, \"length\": 100, \"steps\": 50}}\n"))
             .collect();
         std::fs::write(&input, lines).expect("written");
         let args = ["batch", input.as_str(), "-o", output.as_str(), "--batch", "1"];
@@ -218,7 +218,7 @@ mod signals {
             .lines()
             .map(|l| serde_json::from_str::<Value>(l).expect("JSON")["id"].as_i64().expect("id"))
             .collect();
-        assert_eq!(ids, (0..24).collect::<Vec<_>>());
+        assert_eq!(ids, (0..12).collect::<Vec<_>>());
 
         // An uninterrupted run gives the same tokens.
         let straight = path("straight.jsonl");
@@ -233,7 +233,7 @@ mod signals {
 
     #[test]
     fn a_reader_that_goes_away_is_no_failure() {
-        let mut child = start(&["generate", "-q", "--batch", "300", "-l", "60", "-T", "4", "--json"]);
+        let mut child = start(&["generate", "-q", "--batch", "20", "-l", "60", "-T", "4", "--json"]);
         drop(child.stdout.take());
         let stderr = rest(child.stderr.take().expect("piped"));
         assert_eq!((child.wait().expect("ended").code(), stderr.as_str()), (Some(0), ""));
