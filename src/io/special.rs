@@ -19,7 +19,7 @@ pub struct SpecialId {
 /// The special token ids of a model; what no file names is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SpecialIds {
-    /// The mask token [M] of the diffusion.
+    /// The mask token of the diffusion.
     pub mask: Option<SpecialId>,
     /// Begins a text.
     pub bos: Option<SpecialId>,

@@ -49,8 +49,16 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when it is malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::Tokenizer(format!("expected the JSON of a tokenizer, got: {e}")))?;
+        let malformed = |e: &dyn std::fmt::Display| {
+            Error::Tokenizer(format!("expected the JSON of a tokenizer, got: {e}"))
+        };
+        // The crate's reader takes some things for granted, and panics where they are not so: that
+        // the text is JSON is looked at first, the rest (a number beyond f64) is caught.
+        let text = std::str::from_utf8(bytes).map_err(|e| malformed(&e))?;
+        serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| malformed(&e))?;
+        let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text))
+            .map_err(|_| malformed(&"a value that its reader gives up on"))?
+            .map_err(|e| malformed(&e))?;
         Self::new(inner)
     }
 

@@ -2,6 +2,7 @@
 
 use lacuna::Error;
 use lacuna::io::Tokenizer;
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::support::{TOKENIZER, write};
@@ -123,6 +124,32 @@ fn malformed_tokenizers_are_typed_errors() {
     for text in ["", "[]", "{}", "null", &TOKENIZER.escape_ascii().to_string()] {
         assert!(matches!(Tokenizer::from_bytes(text.as_bytes()), Err(Error::Tokenizer(_))));
     }
+    let text = std::str::from_utf8(TOKENIZER).unwrap();
+    assert!(text.contains("\"decoder\": {"));
+    let absurd = text.replace("\"decoder\": {", "\"decoder\": {\"x\": 1e999,");
+    assert!(matches!(Tokenizer::from_bytes(absurd.as_bytes()), Err(Error::Tokenizer(_))));
     let gone = Tokenizer::from_file(&dir.path().join("gone.json")).unwrap_err();
     assert!(matches!(gone, Error::Io { .. }) && gone.to_string().contains("gone.json"), "{gone}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn mutated_tokenizers_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+        front in any::<bool>(),
+    ) {
+        let mut bytes = TOKENIZER.to_vec();
+        // The first 1,500 bytes hold the settings, the rest is words.
+        let range = if front { 1500 } else { bytes.len() };
+        for (at, value) in edits {
+            bytes[at.index(range)] = value;
+        }
+        if let Ok(t) = Tokenizer::from_bytes(&bytes) {
+            let ids = t.encode("To be, <mask> or — not\n").unwrap_or_default();
+            let _ = t.decode(&ids);
+            let _ = ids.iter().chain(&[0, u32::MAX]).map(|&id| t.piece(id)).collect::<String>();
+        }
+    }
 }
