@@ -12,6 +12,7 @@ use super::device::Machine;
 use super::trace::Form;
 use super::watch::Watch;
 use crate::error::Result;
+use crate::io::AtomicFile;
 use crate::model::Model;
 use crate::sample::{Generation, Limits, Observer, Request, Sampler, Step, Trace};
 use std::sync::Arc;
@@ -62,7 +63,9 @@ pub fn run(
     context: &Context,
 ) -> Result<Outcome> {
     if let Some(path) = &output.trace {
+        // Whether it can be written is found out before the work, not after it.
         Form::of(path)?;
+        drop(AtomicFile::create(path)?);
     }
     let mut sampler = Sampler::new(Arc::clone(model), limits(requests, None))?;
     let mut tap = Tap::new(requests, speller, output, context);
