@@ -1,7 +1,7 @@
 //! Left-to-right decoding of the same weights, with causal attention and a KV cache: the baseline
 //! of every comparison.
 
-use super::checks::prefix_of;
+use super::checks::{check_drawing, prefix_of};
 use super::request::{Commit, Finish, Generation, Request, Step};
 use super::sampler::{Results, Sampler};
 use crate::backend::{Confidence, Forward, NO_TOKEN, RowDraw, RowParams, Unmask};
@@ -67,12 +67,7 @@ impl<B: Forward + Unmask> Sampler<B> {
     fn line(&self, request: usize, of: &Request, slot: usize) -> Result<Line> {
         self.check_length(of.canvas.len())?;
         self.check_ids(of)?;
-        if !(of.temperature.is_finite() && of.temperature >= 0.0) || !(of.top_p > 0.0 && of.top_p <= 1.0) {
-            return Err(Error::Request(format!(
-                "temperature must be 0 or more and top-p in (0, 1]: got {} and {}",
-                of.temperature, of.top_p
-            )));
-        }
+        check_drawing(of)?;
         let (given, gap) = prefix_of(&of.canvas)?;
         let length = given + gap;
         let masked = of.canvas.fixed().iter().map(|f| !f).collect();

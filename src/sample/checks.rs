@@ -9,19 +9,14 @@ use crate::error::{Error, Result};
 /// free under shift: it keeps what the canvas holds there.
 pub(super) fn check(request: &Request, rules: Rules, given_noise: bool) -> Result<()> {
     let fail = |message: String| Err(Error::Request(message));
-    let Request { canvas, steps, temperature, top_p, .. } = request;
+    let Request { canvas, steps, .. } = request;
     if canvas.is_empty() {
         return fail("the canvas is empty: give a prompt, or a length of at least 1".into());
     }
     if *steps == 0 || *steps > u32::MAX as usize {
         return fail(format!("steps must be 1 to {}, got {steps}", u32::MAX));
     }
-    if !(temperature.is_finite() && *temperature >= 0.0) {
-        return fail(format!("temperature must be a number from 0 (greedy) up, got {temperature}"));
-    }
-    if !(*top_p > 0.0 && *top_p <= 1.0) {
-        return fail(format!("top-p must be above 0 and at most 1 (1 keeps every token), got {top_p}"));
-    }
+    check_drawing(request)?;
     if request.block_length == Some(0) {
         return fail("block length must be at least 1".into());
     }
@@ -60,4 +55,20 @@ pub(super) fn prefix_of(canvas: &Canvas) -> Result<(usize, usize)> {
             "autoregressive decoding only continues a text: expected one gap at the end".into(),
         )),
     }
+}
+
+/// Refuses a temperature or a top-p that is no such thing.
+pub(super) fn check_drawing(request: &Request) -> Result<()> {
+    let Request { temperature, top_p, .. } = *request;
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return Err(Error::Request(format!(
+            "temperature must be a number from 0 (greedy) up, got {temperature}"
+        )));
+    }
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return Err(Error::Request(format!(
+            "top-p must be above 0 and at most 1 (1 keeps every token), got {top_p}"
+        )));
+    }
+    Ok(())
 }
