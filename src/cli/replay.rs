@@ -73,8 +73,8 @@ struct ForwardArgs {
     files: Files,
     #[arg(long, value_enum, default_value = "bidirectional")]
     attention: Attention,
-    /// Compute this often, after one pass that does not count, and report the median time
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    /// Compute it N times more, for the median time that --json reports
+    #[arg(long, value_name = "N", default_value_t = 0)]
     repeat: u32,
     /// Print one JSON object with the shape and the times
     #[arg(long)]
@@ -217,7 +217,7 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
 }
 
 /// Writes little-endian tensors, whole or not at all.
-fn write(mut file: AtomicFile, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) -> Result<()> {
+fn write(mut file: AtomicFile, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<()> {
     let path = file.path().to_path_buf();
     let path = path.as_path();
     let mut views = HashMap::new();
@@ -236,6 +236,22 @@ fn load(files: &Files, context: &Context) -> Result<(ModelFiles, Arc<Model<Machi
     let found = ModelFiles::find(files.model.as_deref())?;
     let model = device::load(&files.device, &found, context)?;
     Ok((found, model))
+}
+
+/// Room for a tensor of f32, zero.
+fn zeros(shape: &[usize]) -> Result<Vec<f32>> {
+    let mut out = Vec::new();
+    let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    if len.is_none_or(|len| out.try_reserve_exact(len).is_err()) {
+        return Err(Error::Memory {
+            what: format!("the output of shape {shape:?}"),
+            needed: shape.iter().map(|&d| d as u128).product::<u128>() * 4,
+            limit: "more than there is".into(),
+            hint: "give fewer or shorter rows at once".into(),
+        });
+    }
+    out.resize(len.unwrap_or(0), 0.0);
+    Ok(out)
 }
 
 fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
@@ -284,27 +300,26 @@ fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
     let longest = lens.iter().copied().max().unwrap_or(0);
     let mut arena = Arena::new(model.backend(), model.config(), size, longest)?;
     let mut seconds = Vec::new();
-    let mut packed = model.logits(&batch, &mut arena, mask)?;
-    for _ in 1..args.repeat.max(1) {
+    let mut logits = zeros(&[b, l, vocab])?;
+    let rows = lens.iter().enumerate().flat_map(|(row, &len)| row * l..row * l + len);
+    let rows: Vec<usize> = rows.collect();
+    model.forward(&batch, &mut arena, mask)?;
+    model.head(tokens, &mut arena, |range, chunk| {
+        for (i, row) in rows[range].iter().enumerate() {
+            model.backend().read(chunk, i * vocab, &mut logits[row * vocab..(row + 1) * vocab])?;
+        }
+        Ok(())
+    })?;
+    for _ in 0..args.repeat {
         let start = Instant::now();
         model.forward(&batch, &mut arena, mask)?;
         model.head(tokens, &mut arena, |_, _| Ok(()))?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    if args.repeat > 1 {
-        packed = model.logits(&batch, &mut arena, mask)?;
+    for value in &mut logits {
+        *value = f32::from_bits(value.to_bits().to_le());
     }
-    let mut logits = vec![0u8; b * l * vocab * 4];
-    let mut rows = packed.chunks_exact(vocab);
-    for (row, &len) in lens.iter().enumerate() {
-        for (p, values) in (0..len).zip(&mut rows) {
-            let at = (row * l + p) * vocab * 4;
-            for (out, v) in logits[at..at + vocab * 4].as_chunks_mut::<4>().0.iter_mut().zip(values) {
-                *out = v.to_le_bytes();
-            }
-        }
-    }
-    write(output, &[("logits", Dtype::F32, vec![b, l, vocab], logits)])?;
+    write(output, &[("logits", Dtype::F32, vec![b, l, vocab], bytemuck::cast_slice(&logits))])?;
     if args.json {
         seconds.sort_by(f64::total_cmp);
         let median = seconds.get(seconds.len() / 2);
@@ -358,18 +373,17 @@ fn sample(args: &SampleArgs, context: &Context) -> Result<()> {
     };
     let bytes_of = |ids: &[u32]| ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect::<Vec<u8>>();
     let width = l - usize::from(options.shift);
-    let ids = |name: &'static str, shape: Vec<usize>, ids: &[u32]| (name, Dtype::I32, shape, bytes_of(ids));
     if args.plan {
         let result = planned(&model, &input, &options)?;
-        return write(output, &[ids("final", vec![b, width], &result)]);
+        return write(output, &[("final", Dtype::I32, vec![b, width], &bytes_of(&result))]);
     }
     let out = model.backend().run(|| plain_loop(&model, &input, &options))?;
     write(
         output,
         &[
-            ids("xt", vec![steps, b, l], &out.xt),
-            ids("x0", vec![steps, b, l], &out.x0),
-            ids("final", vec![b, width], &out.result),
+            ("xt", Dtype::I32, vec![steps, b, l], &bytes_of(&out.xt)),
+            ("x0", Dtype::I32, vec![steps, b, l], &bytes_of(&out.x0)),
+            ("final", Dtype::I32, vec![b, width], &bytes_of(&out.result)),
         ],
     )
 }
