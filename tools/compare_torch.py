@@ -230,8 +230,7 @@ def compare_forward(args, torch_process, batch, length):
         torch_seconds.append(answer["seconds"])
         torch_peak = max(torch_peak, answer["peak_mib"])
         if args.lacuna:
-            # One more than the inner repeats: the first is the warm-up, as on the other side.
-            seconds, peak = lacuna_forward(args, ids, args.inner + 1)
+            seconds, peak = lacuna_forward(args, ids, args.inner)
             own_seconds.append(seconds)
             own_peak = max(own_peak, peak)
     name = f"forward, batch {batch}, L = {length}"

@@ -2,10 +2,11 @@
 //! softmax, a sort of the vocabulary, a cumulative sum.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use lacuna::backend::cpu::Cpu;
 use lacuna::backend::{Backend as _, Confidence, NO_TOKEN, RowDraw, RowParams, Unmask as _};
 use lacuna::rng::{Purpose, Rng};
 use rayon::prelude::*;
+
+use crate::support;
 
 const ROWS: usize = 128;
 const VOCAB: usize = 50_257;
@@ -34,7 +35,7 @@ fn by_sorting(logits: &[f32], top_p: f32, uniform: f32) -> u32 {
 }
 
 pub fn bench(c: &mut Criterion) {
-    let cpu = Cpu::<f32>::new(None).expect("threads");
+    let cpu = support::cpu();
     let rng = Rng::new(5);
     // Normal numbers with a spread of 3: as peaked as a language model's.
     let normal = |i: usize| {
@@ -45,8 +46,7 @@ pub fn bench(c: &mut Criterion) {
     let host: Vec<f32> = (0..ROWS * VOCAB).map(normal).collect();
     let logits = cpu.upload(&host).expect("memory");
     let uniform = |row: usize| rng.uniform(Purpose::Reveal, 0, 0, row as u32);
-    let mut group = c.benchmark_group("unmask/128x50257");
-    group.sample_size(20);
+    let mut group = support::group(c, "unmask/128x50257");
     group.throughput(Throughput::Bytes((host.len() * size_of::<f32>()) as u64));
     for (name, top_k, top_p, temperature) in [
         ("top-p 0.9", 0, 0.9, 1.0),

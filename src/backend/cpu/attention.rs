@@ -10,6 +10,7 @@
 use super::buffer::Shared;
 use super::check;
 use super::gemm::{Cut, tile, with_rows};
+use super::mask;
 use super::simd::{CpuElement, Kernel, Simd};
 use super::{Buffer, Cpu, SCRATCH};
 use crate::backend::{HeadShape, Mask, Rows, Segment};
@@ -82,7 +83,7 @@ impl<E: CpuElement> Cpu<E> {
         check::at_least(OP, "out", check::product(OP, "out", q_rows, width)?, out.len())?;
         let q_pos = check::indices(OP, "query position", q_pos.as_slice(), q_rows, usize::MAX)?;
         for (i, s) in segments.iter().enumerate().filter(|(_, s)| s.q_len > 0) {
-            check_mask(mask, i, s, &q_pos[s.q_start..s.q_start + s.q_len])?;
+            mask::check(mask, i, s, &q_pos[s.q_start..s.q_start + s.q_len])?;
         }
         if longest == 0 {
             return Ok(());
@@ -141,30 +142,6 @@ fn from<E: CpuElement>(buffer: &Buffer<E>, at: Rows, segment: Segment, column: u
         return &[];
     }
     &buffer.as_slice()[at.at + segment.k_start * at.stride + column..]
-}
-
-/// The mask says something about every query and key of a segment.
-fn check_mask(mask: Mask<'_>, index: usize, segment: &Segment, positions: &[u32]) -> Result<()> {
-    const OP: &str = "attention";
-    let Some(&last) = positions.iter().max() else { return Ok(()) };
-    let (last, keys) = (last as usize, segment.k_len);
-    match mask {
-        Mask::Full | Mask::Causal => Ok(()),
-        Mask::Annealed { words, stride } => {
-            let words_a_row = keys.div_ceil(32);
-            check::at_least(OP, "words of a row of the annealed mask", words_a_row, stride)?;
-            let needed = check::product(OP, "words", last, stride)?.saturating_add(words_a_row);
-            check::at_least(OP, "words of the annealed mask", needed, words.len())
-        }
-        Mask::Explicit { allow, len, shared } => {
-            check::at_least(OP, "keys of the explicit mask", keys, len)?;
-            check::at_least(OP, "queries of the explicit mask", last + 1, len)?;
-            let square = check::product(OP, "explicit mask", len, len)?;
-            let matrices = if shared { 1 } else { index + 1 };
-            let needed = check::product(OP, "explicit mask", square, matrices)?;
-            check::at_least(OP, "bytes of the explicit mask", needed, allow.len())
-        }
-    }
 }
 
 struct Task<'a, E> {
@@ -401,8 +378,12 @@ impl<E: Element> Task<'_, E> {
             unsafe {
                 let mut v = s.load(part.as_ptr());
                 if !all || at + S::LANES > span.len {
-                    let valid = low_bits(S::LANES.min(span.len - at));
-                    let bits = if all { valid } else { valid & self.visible::<S>(position, span.at + at) };
+                    let valid = mask::low_bits(S::LANES.min(span.len - at));
+                    let bits = if all {
+                        valid
+                    } else {
+                        valid & mask::visible(self.mask, self.segment, position, span.at + at, S::LANES)
+                    };
                     v = s.select(bits, v, lowest);
                     s.store(part.as_mut_ptr(), v);
                 }
@@ -431,33 +412,6 @@ impl<E: Element> Task<'_, E> {
         *total = total.mul_add(rescale, s.sum(sum));
         rescale
     }
-
-    /// Bit i is set where the query at `position` may see key `key + i`, for a vector of keys.
-    #[inline(always)]
-    fn visible<S: Simd<E>>(&self, position: usize, key: usize) -> u32 {
-        let causal = low_bits((position + 1).saturating_sub(key).min(S::LANES));
-        match self.mask {
-            Mask::Full => u32::MAX,
-            Mask::Causal => causal,
-            Mask::Annealed { words, stride } => {
-                let word = words.get(position * stride + key / 32).copied().unwrap_or(0);
-                causal | (word >> (key % 32))
-            }
-            Mask::Explicit { allow, len, shared } => {
-                let matrix = if shared { 0 } else { self.segment };
-                let row = (matrix * len + position) * len;
-                let end = (key + S::LANES).min(len);
-                let seen = allow.get(row + key..row + end).unwrap_or(&[]);
-                seen.iter().enumerate().fold(0, |bits, (i, &a)| bits | (u32::from(a != 0) << i))
-            }
-        }
-    }
-}
-
-/// The lowest `n <= 16` bits.
-#[inline(always)]
-fn low_bits(n: usize) -> u32 {
-    (1 << n) - 1
 }
 
 /// Stores a tile of scores, rows [`KEYS`] apart.

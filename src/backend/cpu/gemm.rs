@@ -4,7 +4,7 @@
 //! over columns, never over k. So its bits depend on its own row and column alone.
 
 use super::simd::Simd;
-use crate::element::Element;
+use crate::element::{Dtype, Element};
 
 /// `sum_p a[i * lda + p] * b[p * ldb + j]` for `M` rows and `NV` vectors of columns, `p` in `0..k`.
 ///
@@ -20,6 +20,25 @@ pub(super) unsafe fn tile<E: Element, S: Simd<E>, const M: usize, const NV: usiz
     ldb: usize,
 ) -> [[S::V; NV]; M] {
     let mut acc = [[s.splat(E::zero()); NV]; M];
+    // SAFETY: the same promise.
+    unsafe { tile_onto(s, &mut acc, k, a, lda, b, ldb) };
+    acc
+}
+
+/// As [`tile`], going on from the chains in `acc`.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+pub(super) unsafe fn tile_onto<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
+    s: S,
+    acc: &mut [[S::V; NV]; M],
+    k: usize,
+    a: *const E,
+    lda: usize,
+    b: *const E,
+    ldb: usize,
+) {
     for p in 0..k {
         // SAFETY: `p < k`, rows below `M`, vectors below `NV`: within the caller's promise.
         unsafe {
@@ -27,18 +46,67 @@ pub(super) unsafe fn tile<E: Element, S: Simd<E>, const M: usize, const NV: usiz
             for (j, c) in columns.iter_mut().enumerate() {
                 *c = s.load(b.add(p * ldb + j * S::LANES));
             }
-            for (i, row) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(i * lda + p));
-                for (sum, c) in row.iter_mut().zip(&columns) {
-                    *sum = s.fma(x, *c, *sum);
-                }
+            step(s, acc, a.add(p), lda, columns);
+        }
+    }
+}
+
+/// As [`tile`], with `b` as it is stored: rows `row_bytes` apart, at any alignment. The
+/// columns behind these are asked for beforehand: the next tile of them, and on the same pages.
+///
+/// # Safety
+/// As [`tile`], for stored numbers.
+#[inline(always)]
+pub(super) unsafe fn tile_stored<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
+    s: S,
+    k: usize,
+    a: *const E,
+    lda: usize,
+    dtype: Dtype,
+    b: *const u8,
+    row_bytes: usize,
+) -> [[S::V; NV]; M] {
+    let mut acc = [[s.splat(E::zero()); NV]; M];
+    for p in 0..k {
+        // SAFETY: `p < k`, rows below `M`, vectors below `NV`: within the caller's promise.
+        unsafe {
+            let row = b.add(p * row_bytes);
+            let bytes = NV * S::LANES * dtype.size();
+            for line in (0..bytes).step_by(64) {
+                s.prefetch(row.wrapping_add(bytes + line));
             }
+            let mut columns = [s.splat(E::zero()); NV];
+            for (j, c) in columns.iter_mut().enumerate() {
+                *c = s.load_stored(dtype, row.add(j * S::LANES * dtype.size()));
+            }
+            step(s, &mut acc, a.add(p), lda, columns);
         }
     }
     acc
 }
 
-/// Calls `$f::<M>($args)` with the constant `M` equal to `$m`, which is in `1..=12`.
+/// One step of k of every chain.
+///
+/// # Safety
+/// A number can be read at `a + i * lda` for each of `M` rows.
+#[inline(always)]
+unsafe fn step<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
+    s: S,
+    acc: &mut [[S::V; NV]; M],
+    a: *const E,
+    lda: usize,
+    columns: [S::V; NV],
+) {
+    for (i, row) in acc.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let x = s.splat(unsafe { *a.add(i * lda) });
+        for (sum, c) in row.iter_mut().zip(&columns) {
+            *sum = s.fma(x, *c, *sum);
+        }
+    }
+}
+
+/// Evaluates `$call` with the constant `$m_name` equal to `$m`, which is in `1..=$max`, at most 12.
 macro_rules! with_rows {
     ($m:expr, $max:expr, $m_name:ident => $call:expr) => {
         match $m {

@@ -9,22 +9,24 @@
 //! A block of weights, [`KC`] x a panel of columns, is widened and (where stored `[n, k]`) transposed
 //! into a panel of the first-level cache on its way to the registers, so no widened copy of a weight
 //! exists. The loop structure is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix
-//! Multiplication" (2008), without the copy of `x`.
+//! Multiplication" (2008), without the copy of `x`; at most a tile of rows goes the way of [`few`](super::few).
 
 use std::ops::Range;
 
 use super::buffer::Shared;
 use super::check;
+use super::few::Few;
 use super::gemm::{Cut, tile, with_rows};
-use super::simd::{CpuElement, Kernel, Simd, activate, load_one};
+use super::simd::{CpuElement, Isa, Kernel, Simd, activate};
+use super::weight::{Pack, Weight};
 use super::{Buffer, Cpu, Matrix};
-use crate::backend::{Epilogue, Layout, Rows};
+use crate::backend::{Epilogue, Rows};
 use crate::config::Activation;
-use crate::element::{Dtype, Element};
+use crate::element::Element;
 use crate::error::{Error, Result};
 
 /// Numbers of k in a block. Part of the definition of the result: see above.
-const KC: usize = 256;
+pub(super) const KC: usize = 256;
 /// Columns are shared out in units of this many, a multiple of every panel's width.
 const UNIT: usize = 32;
 /// Most rows of a task: their part of `x` stays in the second-level cache.
@@ -71,13 +73,15 @@ impl<E: CpuElement> Cpu<E> {
         let work = (rows + 8).saturating_mul(k).saturating_mul(n);
         let wanted = (work / MIN_WORK).clamp(1, 8 * self.threads()).div_ceil(row_blocks.parts);
         let groups = Cut::new(units, units.div_ceil(wanted.min(units)));
+        let tile_rows = self.dispatch(TileRows);
         let shared = Shared::new(out.as_mut_slice());
         self.for_each_with_scratch(row_blocks.parts * groups.parts, true, |task, scratch| {
             // Neighbouring tasks read the same weights.
             let (group, block) = (task / row_blocks.parts, task % row_blocks.parts);
             let (first, end) = (row_blocks.start(block), row_blocks.start(block + 1));
             let columns = UNIT * groups.start(group)..(UNIT * groups.start(group + 1)).min(n);
-            self.dispatch(Block {
+            let part = Block {
+                isa: self.shared.isa,
                 x: &x.as_slice()[first * k..end * k],
                 rows: end - first,
                 weight: Weight::new(weight, outputs.start),
@@ -88,123 +92,65 @@ impl<E: CpuElement> Cpu<E> {
                 out: shared.at(out_rows.at + first * out_rows.stride),
                 stride: out_rows.stride,
                 scratch,
-            });
+            };
+            if part.rows <= tile_rows {
+                with_rows!(part.rows, 12, M => self.dispatch(Few::<E, M>(part)));
+            } else {
+                self.dispatch(part);
+            }
         });
         Ok(())
     }
 }
 
-/// A stored weight, `[k, n]` or `[n, k]`.
-#[derive(Clone, Copy)]
-struct Weight {
-    /// Column 0 (of the columns in use).
-    start: *const u8,
-    dtype: Dtype,
-    layout: Layout,
-    k: usize,
-    /// Bytes from a row of the stored tensor to the next.
-    row_bytes: usize,
-}
+/// The height of a tile on this machine.
+struct TileRows;
 
-impl Weight {
-    /// The columns of `matrix` from `first` on.
-    fn new(matrix: &Matrix, first: usize) -> Self {
-        let dtype = matrix.tensor().dtype();
-        let (row, column) = match matrix.layout() {
-            Layout::OutIn => (matrix.inputs(), matrix.inputs()),
-            Layout::InOut => (matrix.outputs(), 1),
-        };
-        let start = matrix.tensor().bytes().as_ptr().wrapping_add(first * column * dtype.size());
-        let (k, row_bytes) = (matrix.inputs(), row * dtype.size());
-        Weight { start, dtype, layout: matrix.layout(), k, row_bytes }
-    }
+impl<E: Element> Kernel<E> for TileRows {
+    type Out = usize;
 
-    /// Widens rows `from .. from + k` of columns `column .. column + valid` into `panel`, `[k, width]`
-    /// with `width` columns in vectors; columns from `valid` on hold anything.
-    ///
-    /// # Safety
-    /// The rows and columns exist, and `panel` takes `k * width` numbers; `valid >= 1`.
-    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    unsafe fn pack<E: Element, S: Simd<E>>(
-        self,
-        s: S,
-        from: usize,
-        k: usize,
-        column: usize,
-        valid: usize,
-        panel: *mut E,
-        width: usize,
-    ) {
-        let size = self.dtype.size();
-        for at in (0..valid).step_by(S::LANES) {
-            let lanes = S::LANES.min(valid - at);
-            // SAFETY: rows `from .. from + k` and columns `column + at ..` plus `lanes` exist, so
-            // their bytes do; vector `at / LANES` lies within the panel's width.
-            unsafe {
-                match self.layout {
-                    Layout::OutIn => {
-                        let src = self.start.add((column + at) * self.row_bytes + from * size);
-                        let next = width * self.row_bytes;
-                        s.pack_rows(self.dtype, src, self.row_bytes, lanes, k, panel.add(at), width, next);
-                    }
-                    Layout::InOut => {
-                        let mut src = self.start.add(from * self.row_bytes + (column + at) * size);
-                        let mut dst = panel.add(at);
-                        for _ in 0..k {
-                            s.prefetch(src.wrapping_add(width * size));
-                            if lanes == S::LANES {
-                                s.store(dst, s.load_stored(self.dtype, src));
-                            } else {
-                                for lane in 0..lanes {
-                                    *dst.add(lane) = load_one(self.dtype, src.add(lane * size));
-                                }
-                            }
-                            src = src.wrapping_add(self.row_bytes);
-                            dst = dst.wrapping_add(width);
-                        }
-                    }
-                }
-            }
-        }
+    fn run<S: Simd<E>>(self, _: S) -> usize {
+        S::TILE_ROWS
     }
 }
 
 /// One task: some rows by some columns.
-struct Block<'a, E> {
+pub(super) struct Block<'a, E> {
+    pub isa: Isa,
     /// `[rows, k]`.
-    x: &'a [E],
-    rows: usize,
-    weight: Weight,
-    columns: Range<usize>,
+    pub x: &'a [E],
+    pub rows: usize,
+    pub weight: Weight,
+    pub columns: Range<usize>,
     /// A number for each column of the product.
-    bias: Option<&'a [E]>,
-    activation: Option<Activation>,
-    accumulate: bool,
+    pub bias: Option<&'a [E]>,
+    pub activation: Option<Activation>,
+    pub accumulate: bool,
     /// Row 0 of this task, column 0 of the product.
-    out: *mut E,
-    stride: usize,
-    scratch: &'a mut [E],
+    pub out: *mut E,
+    pub stride: usize,
+    pub scratch: &'a mut [E],
 }
 
 /// One panel of one block of k.
-struct Panel<E> {
+pub(super) struct Panel<E> {
     /// `[k, width]`.
-    start: *const E,
-    k: usize,
-    width: usize,
+    pub start: *const E,
+    pub k: usize,
+    pub width: usize,
     /// First number of k.
-    from: usize,
+    pub from: usize,
     /// First column of the product, and how many are real.
-    column: usize,
-    valid: usize,
+    pub column: usize,
+    pub valid: usize,
     /// Block sums so far, `[rows, width]`.
-    sums: *mut E,
-    first: bool,
-    last: bool,
+    pub sums: *mut E,
+    pub first: bool,
+    pub last: bool,
 }
 
-impl<E: Element> Kernel<E> for Block<'_, E> {
+impl<E: CpuElement> Kernel<E> for Block<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -212,8 +158,7 @@ impl<E: Element> Kernel<E> for Block<'_, E> {
         let width = S::LANES * S::TILE_VECTORS;
         let k = self.weight.k;
         let (panel, sums) = std::mem::take(&mut self.scratch).split_at_mut(KC * width);
-        // With few rows whole columns of the weight are read at once, as they lie in memory.
-        let chunk = if self.rows <= 16 { width } else { CHUNK.min(sums.len() / self.rows / width * width) };
+        let chunk = CHUNK.min(sums.len() / self.rows / width * width);
         let blocks = k.div_ceil(KC).max(1);
         for chunk_start in self.columns.clone().step_by(chunk) {
             let chunk_end = (chunk_start + chunk).min(self.columns.end);
@@ -235,7 +180,9 @@ impl<E: Element> Kernel<E> for Block<'_, E> {
                     // SAFETY: `from + part.k <= k`, the columns exist, and the panel takes
                     // `KC * width` numbers; the sums of the chunk's columns fit `sums`.
                     unsafe {
-                        self.weight.pack(s, from, part.k, column, valid, panel.as_mut_ptr(), width);
+                        let to = panel.as_mut_ptr();
+                        let rows = from..from + part.k;
+                        E::dispatch(self.isa, Pack::new(self.weight, rows, column, valid, to, width));
                         self.panel(s, &part);
                     }
                 }
@@ -244,7 +191,7 @@ impl<E: Element> Kernel<E> for Block<'_, E> {
     }
 }
 
-impl<E: Element> Block<'_, E> {
+impl<E: CpuElement> Block<'_, E> {
     /// All row tiles of a panel.
     ///
     /// # Safety
@@ -265,21 +212,22 @@ impl<E: Element> Block<'_, E> {
                 });
             }
         }
-        if let (Some(kind), true) = (self.activation, part.last) {
-            for row in 0..self.rows {
-                for at in (0..part.valid).step_by(S::LANES) {
-                    let n = S::LANES.min(part.valid - at);
-                    // SAFETY: `n` columns of this row of `out` belong to this task.
-                    unsafe {
-                        let p = self.out.add(row * self.stride + part.column + at);
-                        s.store_part(p, activate(s, kind, s.load_part(p, n)), n);
-                    }
-                }
-            }
+        if part.last {
+            self.activate_panel(part);
         }
     }
 
-    /// One tile: the product, then the block sums, bias and old value.
+    /// The activation, in place, of the finished columns of `part`.
+    #[inline(always)]
+    pub fn activate_panel(&self, part: &Panel<E>) {
+        if let Some(kind) = self.activation {
+            let out = self.out.wrapping_add(part.column);
+            let (rows, columns, stride) = (self.rows, part.valid, self.stride);
+            E::dispatch(self.isa, Activate { kind, rows, columns, out, stride });
+        }
+    }
+
+    /// One tile.
     ///
     /// # Safety
     /// As [`panel`](Self::panel); rows `row .. row + M` exist.
@@ -287,11 +235,30 @@ impl<E: Element> Block<'_, E> {
     unsafe fn tile<S: Simd<E>, const M: usize, const NV: usize>(&self, s: S, part: &Panel<E>, row: usize) {
         let k = self.weight.k;
         // SAFETY: `x` has `M` rows of `k` numbers from `row` on, of which `part.from ..` plus
-        // `part.k` exist; the panel is `[part.k, part.width]` with `NV` vectors a row; the sums hold
-        // `rows * width`; the rows and columns of `out` belong to this task alone.
+        // `part.k` exist; the panel is `[part.k, part.width]` with `NV` vectors a row.
         unsafe {
             let a = self.x.as_ptr().add(row * k + part.from);
-            let mut acc = tile::<E, S, M, NV>(s, part.k, a, k, part.start, part.width);
+            let acc = tile::<E, S, M, NV>(s, part.k, a, k, part.start, NV * S::LANES);
+            self.finish(s, acc, part, row);
+        }
+    }
+
+    /// What follows a tile of products: the block sums, and after the last block the bias and the old
+    /// value.
+    ///
+    /// # Safety
+    /// Rows `row .. row + M` and the columns of `part` exist, and are this task's alone; the sums of
+    /// `part` hold `rows * width` numbers.
+    #[inline(always)]
+    pub unsafe fn finish<S: Simd<E>, const M: usize, const NV: usize>(
+        &self,
+        s: S,
+        mut acc: [[S::V; NV]; M],
+        part: &Panel<E>,
+        row: usize,
+    ) {
+        // SAFETY: the caller's promise; `NV` vectors are the width of `part`.
+        unsafe {
             let sums = part.sums.add(row * part.width);
             if !part.first {
                 for (i, v) in acc.iter_mut().flatten().enumerate() {
@@ -324,6 +291,33 @@ impl<E: Element> Block<'_, E> {
                         v = s.add(s.load_part(p, n), v);
                     }
                     s.store_part(p, v, n);
+                }
+            }
+        }
+    }
+}
+
+/// The activation of a part of `out` that belongs to this task alone.
+struct Activate<E> {
+    kind: Activation,
+    rows: usize,
+    columns: usize,
+    out: *mut E,
+    stride: usize,
+}
+
+impl<E: Element> Kernel<E> for Activate<E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd<E>>(self, s: S) {
+        for row in 0..self.rows {
+            for at in (0..self.columns).step_by(S::LANES) {
+                let n = S::LANES.min(self.columns - at);
+                // SAFETY: `n` columns of this row of `out` belong to this task.
+                unsafe {
+                    let p = self.out.add(row * self.stride + at);
+                    s.store_part(p, activate(s, self.kind, s.load_part(p, n)), n);
                 }
             }
         }

@@ -9,14 +9,17 @@ mod attention;
 mod buffer;
 mod check;
 mod embedding;
+mod few;
 mod forward;
 mod gemm;
 mod head;
+mod mask;
 mod matmul;
 mod norm;
 mod rope;
 mod simd;
 pub mod unmask;
+mod weight;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};

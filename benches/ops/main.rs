@@ -1,0 +1,21 @@
+//! The operations of the CPU backend, each against a stated baseline in the same run:
+//! `cargo bench --bench ops -- matmul`. `LACUNA_BENCH_THREADS` sets the number of threads (default: one).
+
+mod activation;
+mod attention;
+mod head;
+mod matmul;
+mod norm;
+mod support;
+mod unmask;
+
+criterion::criterion_group!(
+    ops,
+    matmul::bench,
+    attention::bench,
+    head::bench,
+    norm::bench,
+    activation::bench,
+    unmask::bench
+);
+criterion::criterion_main!(ops);
