@@ -1,7 +1,9 @@
-//! Embedding, gather, scatter.
+//! Embedding, gather, scatter; buffers and the pool.
+
+use std::num::NonZeroUsize;
 
 use lacuna::Error;
-use lacuna::backend::cpu::CpuElement;
+use lacuna::backend::cpu::{Cpu, CpuElement, MAX_THREADS};
 use lacuna::backend::{Backend, Forward, Layout, Rows};
 use lacuna::element::Dtype;
 
@@ -144,4 +146,16 @@ fn buffers_check_their_ends() {
     assert_eq!((cpu.capacity(&empty), empty.as_slice().len()), (0, 0));
     let (tensor, numbers) = stored(Dtype::Bf16, &[3], &[0.1, -2.0, 1e-3]);
     assert_eq!(cpu.vector(&tensor).unwrap().as_slice(), numbers);
+}
+
+#[test]
+fn absurd_thread_counts_are_refused_before_any_thread_starts() {
+    for threads in [MAX_THREADS + 1, 1_000_000_000, usize::MAX] {
+        let refused = Cpu::<f32>::new(NonZeroUsize::new(threads));
+        assert!(
+            matches!(&refused, Err(Error::Request(m)) if m.contains(&threads.to_string())),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(Cpu::<f32>::new(NonZeroUsize::new(3)).unwrap().threads(), 3);
 }

@@ -59,6 +59,7 @@ impl<E: CpuElement, const M: usize> Few<'_, E, M> {
                 sums: sums.as_mut_ptr(),
                 first: true,
                 last: false,
+                next: None,
             };
             for i in 0..blocks {
                 part.from = i * KC;
@@ -122,7 +123,9 @@ impl<E: CpuElement, const M: usize> Few<'_, E, M> {
             unsafe {
                 let from = part.from + packed;
                 let to = panel.as_mut_ptr();
-                E::dispatch(isa, Pack::new(weight, from..from + rows, part.column, part.valid, to, width));
+                let rows_of_k = from..from + rows;
+                let (column, valid) = (part.column, part.valid);
+                E::dispatch(isa, Pack::new(weight, rows_of_k, column, valid, to, width, true));
                 let a = self.0.x.as_ptr().add(from + skip);
                 tile_onto(s, &mut acc, rows - skip, a, weight.k, panel.as_ptr().add(skip * width), width);
             }

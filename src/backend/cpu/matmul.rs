@@ -18,7 +18,7 @@ use super::check;
 use super::few::Few;
 use super::gemm::{Cut, tile, with_rows};
 use super::simd::{CpuElement, Isa, Kernel, Simd, activate};
-use super::weight::{Pack, Weight};
+use super::weight::{Pack, Region, Weight};
 use super::{Buffer, Cpu, Matrix};
 use crate::backend::{Epilogue, Rows};
 use crate::config::Activation;
@@ -71,7 +71,7 @@ impl<E: CpuElement> Cpu<E> {
         let row_blocks = Cut::new(rows, ROW_BLOCK);
         // Packing a weight costs about as much as eight rows of multiplications.
         let work = (rows + 8).saturating_mul(k).saturating_mul(n);
-        let wanted = (work / MIN_WORK).clamp(1, 8 * self.threads()).div_ceil(row_blocks.parts);
+        let wanted = (work / MIN_WORK).clamp(1, 16 * self.threads()).div_ceil(row_blocks.parts);
         let groups = Cut::new(units, units.div_ceil(wanted.min(units)));
         let tile_rows = self.dispatch(TileRows);
         let shared = Shared::new(out.as_mut_slice());
@@ -148,6 +148,8 @@ pub(super) struct Panel<E> {
     pub sums: *mut E,
     pub first: bool,
     pub last: bool,
+    /// The panel after this one, to be fetched while this one is multiplied.
+    pub next: Option<Region>,
 }
 
 impl<E: CpuElement> Kernel<E> for Block<'_, E> {
@@ -176,13 +178,14 @@ impl<E: CpuElement> Kernel<E> for Block<'_, E> {
                         sums: sums.as_mut_ptr().wrapping_add((column - chunk_start) * self.rows),
                         first: block == 0,
                         last: block + 1 == blocks,
+                        next: Some(self.next(chunk_start..chunk_end, column + width, from, width)),
                     };
                     // SAFETY: `from + part.k <= k`, the columns exist, and the panel takes
                     // `KC * width` numbers; the sums of the chunk's columns fit `sums`.
                     unsafe {
                         let to = panel.as_mut_ptr();
                         let rows = from..from + part.k;
-                        E::dispatch(self.isa, Pack::new(self.weight, rows, column, valid, to, width));
+                        E::dispatch(self.isa, Pack::new(self.weight, rows, column, valid, to, width, false));
                         self.panel(s, &part);
                     }
                 }
@@ -192,6 +195,19 @@ impl<E: CpuElement> Kernel<E> for Block<'_, E> {
 }
 
 impl<E: CpuElement> Block<'_, E> {
+    /// The panel that follows: the columns from `column` on of this block of k, or the first of the
+    /// chunk in the next block, or the first behind the chunk.
+    #[inline(always)]
+    fn next(&self, chunk: Range<usize>, column: usize, from: usize, width: usize) -> Region {
+        let k = self.weight.k;
+        let (from, column) = match (column < chunk.end, from + KC < k) {
+            (true, _) => (from, column),
+            (false, true) => (from + KC, chunk.start),
+            (false, false) => (0, chunk.end),
+        };
+        Region::new(self.weight, from, KC.min(k - from), column, width)
+    }
+
     /// All row tiles of a panel.
     ///
     /// # Safety
@@ -201,6 +217,9 @@ impl<E: CpuElement> Block<'_, E> {
         let cut = Cut::new(self.rows, S::TILE_ROWS);
         for i in 0..cut.parts {
             let (row, end) = (cut.start(i), cut.start(i + 1));
+            if let Some(next) = part.next {
+                next.prefetch(s, i, cut.parts);
+            }
             // SAFETY: the caller's promise; rows `row .. end` exist.
             unsafe {
                 with_rows!(end - row, S::TILE_ROWS, M => {

@@ -34,6 +34,9 @@ use super::{Backend, Layout};
 use crate::element::StoredTensor;
 use crate::error::{Error, Result};
 
+/// Most threads of a pool: far more than any machine has a use for.
+pub const MAX_THREADS: usize = 1024;
+
 /// The CPU with activations in `E` (`f32`; `f64` for tests). Cheap to clone; clones share the
 /// thread pool.
 pub struct Cpu<E: CpuElement> {
@@ -67,7 +70,7 @@ impl<E: CpuElement> Cpu<E> {
     /// the process may use.
     ///
     /// # Errors
-    /// [`Error::Request`] when the threads cannot be started.
+    /// [`Error::Request`] for more than [`MAX_THREADS`] threads, or when they cannot be started.
     pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
         Self::with_level(threads, SimdLevel::detect())
     }
@@ -83,6 +86,11 @@ impl<E: CpuElement> Cpu<E> {
                 SimdLevel::detect()
             )));
         };
+        if let Some(threads) = threads.filter(|t| t.get() > MAX_THREADS) {
+            return Err(Error::Request(format!(
+                "CPU threads: expected 1 to {MAX_THREADS}, got {threads}; the cores of the machine are enough"
+            )));
+        }
         let mut builder = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("lacuna-cpu-{i}"));
         if let Some(threads) = threads {
             builder = builder.num_threads(threads.get());

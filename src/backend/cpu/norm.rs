@@ -71,29 +71,37 @@ enum Term<V> {
     Deviation(V),
 }
 
+impl<V: Copy> Term<V> {
+    /// Adds the term of `v` to `sum`; of the first `n` lanes, where a row ends within the vector.
+    #[inline(always)]
+    fn add<E: Element, S: Simd<E, V = V>>(self, s: S, sum: V, v: V, n: usize) -> V {
+        match self {
+            Term::Value => s.add(sum, v),
+            Term::Deviation(mean) => {
+                let d = s.sub(v, mean);
+                let d = if n < S::LANES { s.select((1 << n) - 1, d, s.splat(E::zero())) } else { d };
+                s.fma(d, d, sum)
+            }
+        }
+    }
+}
+
 /// Sum of a term over a row, in a fixed order.
 #[inline(always)]
 fn total<E: Element, S: Simd<E>>(s: S, row: &[E], term: Term<S::V>) -> E {
-    let zero = s.splat(E::zero());
-    let mut sums = [zero; 4];
-    for chunk in row.chunks(4 * S::LANES) {
-        for (part, sum) in chunk.chunks(S::LANES).zip(&mut sums) {
-            let n = part.len();
-            // SAFETY: `part` holds `n <= LANES` numbers, and exactly LANES where a whole vector
-            // is read.
-            let v =
-                unsafe { if n == S::LANES { s.load(part.as_ptr()) } else { s.load_part(part.as_ptr(), n) } };
-            *sum = match term {
-                Term::Value => s.add(*sum, v),
-                Term::Deviation(mean) => {
-                    let mut d = s.sub(v, mean);
-                    if n < S::LANES {
-                        d = s.select((1u32 << n) - 1, d, zero);
-                    }
-                    s.fma(d, d, *sum)
-                }
-            };
+    let mut sums = [s.splat(E::zero()); 4];
+    let mut chunks = row.chunks_exact(4 * S::LANES);
+    for chunk in &mut chunks {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: a chunk holds four vectors.
+            let v = unsafe { s.load(chunk.as_ptr().add(i * S::LANES)) };
+            *sum = term.add(s, *sum, v, S::LANES);
         }
+    }
+    for (part, sum) in chunks.remainder().chunks(S::LANES).zip(&mut sums) {
+        // SAFETY: `part` holds `part.len() <= LANES` numbers.
+        let v = unsafe { s.load_part(part.as_ptr(), part.len()) };
+        *sum = term.add(s, *sum, v, part.len());
     }
     s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
 }

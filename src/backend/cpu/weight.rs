@@ -31,6 +31,39 @@ impl Weight {
     }
 }
 
+/// Where some rows of k of some columns lie: runs of `bytes` bytes, `row_bytes` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Region {
+    start: *const u8,
+    runs: usize,
+    bytes: usize,
+    row_bytes: usize,
+}
+
+impl Region {
+    /// Rows `from .. from + k` of columns `column .. column + width`, which need not exist.
+    #[inline(always)]
+    pub fn new(weight: Weight, from: usize, k: usize, column: usize, width: usize) -> Self {
+        let size = weight.dtype.size();
+        let (run, at, runs, length) = match weight.layout {
+            Layout::OutIn => (column, from, width, k),
+            Layout::InOut => (from, column, k, width),
+        };
+        let start = weight.start.wrapping_add(run * weight.row_bytes + at * size);
+        Region { start, runs, bytes: length * size, row_bytes: weight.row_bytes }
+    }
+
+    /// Asks for part `i` of `parts` of it.
+    #[inline(always)]
+    pub fn prefetch<E, S: Simd<E>>(self, s: S, i: usize, parts: usize) {
+        for run in i * self.runs / parts..(i + 1) * self.runs / parts {
+            for at in (0..self.bytes).step_by(64) {
+                s.prefetch(self.start.wrapping_add(run * self.row_bytes + at));
+            }
+        }
+    }
+}
+
 /// Widens rows `from .. from + k` of columns `column .. column + valid` into `panel`, `[k, width]` with
 /// `width` columns in vectors; columns from `valid` on hold anything.
 pub(super) struct Pack<E> {
@@ -41,12 +74,16 @@ pub(super) struct Pack<E> {
     valid: usize,
     panel: *mut E,
     width: usize,
+    ahead: bool,
 }
 
 impl<E> Pack<E> {
+    /// With `ahead` the columns behind are asked for, line by line, while these are packed.
+    ///
     /// # Safety
     /// The rows and columns of the weight exist, and `panel` takes `k * width` numbers; `valid` is
     /// in `1..=width`. All of it still holds when the kernel runs.
+    #[allow(clippy::too_many_arguments)]
     pub unsafe fn new(
         weight: Weight,
         rows: std::ops::Range<usize>,
@@ -54,8 +91,9 @@ impl<E> Pack<E> {
         valid: usize,
         panel: *mut E,
         width: usize,
+        ahead: bool,
     ) -> Self {
-        Pack { weight, from: rows.start, k: rows.len(), column, valid, panel, width }
+        Pack { weight, from: rows.start, k: rows.len(), column, valid, panel, width, ahead }
     }
 }
 
@@ -65,7 +103,7 @@ impl<E: Element> Kernel<E> for Pack<E> {
     #[inline(always)]
     fn run<S: Simd<E>>(self, s: S) {
         let Weight { start, dtype, layout, row_bytes, .. } = self.weight;
-        let Pack { from, k, column, valid, panel, width, .. } = self;
+        let Pack { from, k, column, valid, panel, width, ahead, .. } = self;
         let size = dtype.size();
         for at in (0..valid).step_by(S::LANES) {
             let lanes = S::LANES.min(valid - at);
@@ -75,14 +113,16 @@ impl<E: Element> Kernel<E> for Pack<E> {
                 match layout {
                     Layout::OutIn => {
                         let src = start.add((column + at) * row_bytes + from * size);
-                        let next = width * row_bytes;
+                        let next = if ahead { width * row_bytes } else { 0 };
                         s.pack_rows(dtype, src, row_bytes, lanes, k, panel.add(at), width, next);
                     }
                     Layout::InOut => {
                         let mut src = start.add(from * row_bytes + (column + at) * size);
                         let mut dst = panel.add(at);
                         for _ in 0..k {
-                            s.prefetch(src.wrapping_add(width * size));
+                            if ahead {
+                                s.prefetch(src.wrapping_add(width * size));
+                            }
                             if lanes == S::LANES {
                                 s.store(dst, s.load_stored(dtype, src));
                             } else {

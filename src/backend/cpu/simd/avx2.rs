@@ -152,7 +152,7 @@ impl Simd<f32> for Avx2 {
                     for (lane, v) in block.iter_mut().enumerate() {
                         let row = (8 * half + lane).min(rows - 1);
                         let from = src.add(row * row_bytes + at * dtype.size());
-                        if (at * dtype.size()).is_multiple_of(64) {
+                        if ahead != 0 && (at * dtype.size()).is_multiple_of(64) {
                             self.prefetch(from.wrapping_add(ahead));
                         }
                         *v = load8(dtype, from);

@@ -130,7 +130,9 @@ impl Simd<f32> for Avx512 {
                 for (lane, v) in block.iter_mut().enumerate() {
                     let row = lane.min(rows - 1);
                     let from = src.add(row * row_bytes + at * dtype.size());
-                    self.prefetch(from.wrapping_add(ahead));
+                    if ahead != 0 {
+                        self.prefetch(from.wrapping_add(ahead));
+                    }
                     *v = _mm512_loadu_ps(from.cast());
                 }
                 let words = transpose16(block);

@@ -191,7 +191,7 @@ pub trait Simd<E>: Copy {
     unsafe fn load_stored(self, dtype: Dtype, p: *const u8) -> Self::V;
     /// Widens and transposes `rows <= LANES` rows of `k` stored numbers, `row_bytes` apart, into
     /// `dst[i * ld + row]`; lanes `rows .. LANES` repeat the last row. What lies `ahead` bytes further
-    /// on is asked for beforehand.
+    /// on is asked for beforehand, unless `ahead` is 0.
     ///
     /// # Safety
     /// `rows >= 1`; `k` numbers can be read from each row (any alignment), and `LANES` numbers
