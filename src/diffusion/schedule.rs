@@ -57,6 +57,22 @@ impl Counts {
             }
         }
     }
+
+    /// The first step k, 0-based and not before `from`, after which fewer than `masked` of `total`
+    /// positions are masked; the last step when there is none. By bisection: step counts may be
+    /// far larger than the number of positions.
+    pub fn next_commit(self, total: usize, masked: usize, from: usize, steps: usize) -> usize {
+        let (mut low, mut high) = (from, steps.saturating_sub(1).max(from));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.masked_after(total, middle + 1, steps) < masked {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        low
+    }
 }
 
 /// Shares `steps` out over blocks in proportion to their lengths, at least one for a block that is
