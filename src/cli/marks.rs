@@ -69,7 +69,10 @@ pub fn parse(text: &str) -> Result<Vec<Piece>> {
 /// A sentence that says what was expected.
 pub fn length(text: &str) -> std::result::Result<RangeInclusive<usize>, String> {
     let wrong = || format!("expected N or A-B with 1 <= A <= B tokens, got `{text}`");
-    let number = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| n >= 1).ok_or_else(wrong);
+    let number = |s: &str| {
+        let digits = Some(s.trim()).filter(|s| s.bytes().all(|b| b.is_ascii_digit()));
+        digits.and_then(|s| s.parse::<usize>().ok()).filter(|&n| n >= 1).ok_or_else(wrong)
+    };
     let (low, high) = match text.split_once('-') {
         Some((a, b)) => (number(a)?, number(b)?),
         None => (number(text)?, number(text)?),
@@ -135,9 +138,16 @@ mod tests {
 
     #[test]
     fn bad_marks_are_named() {
-        for bad in
-            ["[[gap]]", "[[gap:]]", "[[gap:x]]", "[[gap:0]]", "[[gap:-3]]", "[[gap:9-4]]", "[[gap:1-2-3]]"]
-        {
+        for bad in [
+            "[[gap]]",
+            "[[gap:]]",
+            "[[gap:+2]]",
+            "[[gap:x]]",
+            "[[gap:0]]",
+            "[[gap:-3]]",
+            "[[gap:9-4]]",
+            "[[gap:1-2-3]]",
+        ] {
             let message = parse(&format!("é {bad} é")).unwrap_err().to_string();
             assert!(message.contains(bad), "{message}");
         }
