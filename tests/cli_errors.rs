@@ -172,7 +172,7 @@ mod signals {
         assert_eq!(child.wait().expect("ended").code(), Some(130), "{stderr}");
         assert!(stderr.trim_end().ends_with("interrupted"), "{stderr}");
         let lines: Vec<Value> = stdout.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-        assert_eq!(lines.len(), 400);
+        assert!((1..400).contains(&lines.len()), "{}", lines.len());
         let stopped = lines.iter().find(|l| l["error"] == "interrupted" && l["text"].is_string());
         let stopped = stopped.expect("a sample was in the middle");
         assert_eq!(stopped["code"], 130);
@@ -183,7 +183,7 @@ mod signals {
         let ends = data
             .lines()
             .filter(|l| l.starts_with(r#"{"type":"result""#) || l.starts_with(r#"{"type":"error""#));
-        assert_eq!(ends.count(), 400);
+        assert_eq!(ends.count(), lines.len());
     }
 
     #[test]
