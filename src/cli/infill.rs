@@ -205,7 +205,9 @@ impl Show<'_> {
                 }
                 Err(Error::Cancelled) => {
                     let seen = outcome.last.iter().skip(first).take(group.len());
-                    let begun = seen.enumerate().find_map(|(i, last)| last.as_ref().map(|last| (i, last)));
+                    let seen = seen.enumerate().filter_map(|(i, last)| Some((i, last.as_ref()?)));
+                    // One of those that are not done.
+                    let begun = { seen }.find(|(_, last)| last.masked.contains(&true));
                     // Of a filling that was not begun there is nothing to say.
                     let Some((at, last)) = begun else { continue };
                     if !self.args.output.json {

@@ -1,8 +1,9 @@
 //! Ctrl-C: while there is work that is worth keeping, the first press asks it to stop at the next
 //! step and the second ends the program; before that, the first one does.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
@@ -13,9 +14,14 @@ pub struct Interrupt(Arc<Flags>);
 
 #[derive(Debug, Default)]
 struct Flags {
-    raised: AtomicBool,
+    /// When the first signal came.
+    raised: OnceLock<Instant>,
     held: AtomicBool,
 }
+
+/// Signals that come so soon after the first are the same wish: supervisors such as `timeout` signal
+/// a program and then its whole group.
+const ECHO: Duration = Duration::from_millis(300);
 
 impl Interrupt {
     /// Installs the signal handler. A signal raises the flag while [`held`](Self::hold); without
@@ -46,13 +52,15 @@ impl Interrupt {
 
     /// Takes a signal; `true` if the program is to end at once.
     fn signal(&self) -> bool {
-        let again = self.0.raised.swap(true, Ordering::SeqCst);
+        let now = Instant::now();
+        let first = *self.0.raised.get_or_init(|| now);
+        let again = now.saturating_duration_since(first) >= ECHO;
         again || !self.0.held.load(Ordering::SeqCst)
     }
 
     /// `true` once a stop was asked for.
     pub fn raised(&self) -> bool {
-        self.0.raised.load(Ordering::SeqCst)
+        self.0.raised.get().is_some()
     }
 
     /// [`Error::Cancelled`] once a stop was asked for: for loops that do no denoising.
@@ -78,6 +86,8 @@ mod tests {
         assert!(b.check().is_ok());
         assert!(!a.signal(), "the first is heard by the work");
         assert!(matches!(b.check(), Err(Error::Cancelled)));
+        assert!(!a.signal(), "the same signal, to the whole group");
+        std::thread::sleep(ECHO);
         assert!(a.signal(), "the second ends the program");
     }
 }

@@ -255,7 +255,7 @@ impl<'a> Watch<'a> {
         if canvas.len() > room {
             let hidden = canvas.len() - room + 1;
             canvas.truncate(room - 1);
-            canvas.push(format!("... {hidden} more lines"));
+            canvas.push(format!("... {hidden} more lines").chars().take(width).collect());
         }
         lines.append(&mut canvas);
         lines.push(legend(self.terminal.color, width));

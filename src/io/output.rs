@@ -105,14 +105,14 @@ impl AtomicFile {
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.to {
-            Target::Temporary(file) => file.write(bytes),
+            Target::Temporary(file) => file.write(bytes).map_err(plain),
             Target::Direct(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.to {
-            Target::Temporary(file) => file.flush(),
+            Target::Temporary(file) => file.flush().map_err(plain),
             Target::Direct(file) => file.flush(),
         }
     }

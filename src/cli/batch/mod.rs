@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, short, value_name = "OUT.jsonl", default_value = "-", help_heading = "Output")]
     pub output: PathBuf,
 
-    /// Most sequences to denoise at a time [default: as many as 2048 tokens hold]
+    /// Most sequences to denoise at a time, as memory allows [default: as many as 2048 tokens hold]
     #[arg(long, short, value_name = "N", help_heading = "Batch")]
     pub batch: Option<NonZeroUsize>,
 
