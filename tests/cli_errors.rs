@@ -231,6 +231,38 @@ mod signals {
         assert_eq!(tokens(&resumed), tokens(&std::fs::read_to_string(&straight).expect("the output")));
     }
 
+    /// Nobody looked whether to stop while standard input was awaited.
+    #[test]
+    fn ctrl_c_while_input_is_awaited_ends_the_program() {
+        for args in [&["generate", "-p", "-"][..], &["batch"], &["tokenize"], &["infill", "-"]] {
+            let program = assert_cmd::cargo::cargo_bin("lacuna");
+            let mut command = Command::new(program);
+            command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("started");
+            // A signal that comes before the program listens ends it too, without a word.
+            std::thread::sleep(Duration::from_millis(300));
+            interrupt(&child);
+            let stderr = child.stderr.take().expect("piped");
+            assert_eq!(child.wait().expect("ended").code(), Some(130), "{args:?}");
+            assert_eq!(rest(stderr), "interrupted\n");
+        }
+    }
+
+    /// `timeout` signals the program and its group: that was taken for a second Ctrl-C.
+    #[test]
+    fn one_wish_to_stop_in_two_signals_keeps_what_is_done() {
+        let mut child = start(&["generate", "--watch", "--batch", "400", "-T", "127"]);
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let mut line = String::new();
+        stderr.read_line(&mut line).expect("a first line");
+        interrupt(&child);
+        interrupt(&child);
+        let stdout = rest(child.stdout.take().expect("piped"));
+        assert!(stdout.contains("[[gap:"), "{stdout}");
+        assert!(rest(stderr).contains("stopped after step"));
+        assert_eq!(child.wait().expect("ended").code(), Some(130));
+    }
+
     #[test]
     fn a_reader_that_goes_away_is_no_failure() {
         let mut child = start(&["generate", "-q", "--batch", "20", "-l", "60", "-T", "4", "--json"]);

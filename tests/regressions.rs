@@ -9,7 +9,7 @@ use std::time::Duration;
 use assert_cmd::Command;
 use common::{fixture, load};
 use lacuna::backend::Confidence;
-use lacuna::diffusion::schedule::Counts;
+use lacuna::diffusion::schedule::{Counts, share_steps};
 use lacuna::sample::{Canvas, CountSchedule, Limits, Order, Request, Sampler};
 use predicates::str::contains;
 use serde_json::{Value, json};
@@ -52,6 +52,19 @@ fn the_next_step_that_commits_is_the_one_found_by_going_through_them() {
             }
         }
     }
+}
+
+/// Sharing steps out took the square of the number of blocks.
+#[test]
+fn blocks_of_one_in_a_very_long_text_hung() {
+    let blocks = 1_000_000;
+    let shares = share_steps(&vec![1; blocks], blocks + blocks / 2);
+    assert_eq!(shares.iter().sum::<usize>(), blocks + blocks / 2);
+    assert_eq!((shares[0], shares[blocks / 2 - 1], shares[blocks / 2]), (2, 2, 1));
+    let uneven: Vec<usize> = (0..200_000).map(|i| if i == 7 { 9_000_000 } else { 1 }).collect();
+    let shares = share_steps(&uneven, 300_000);
+    assert_eq!(shares.iter().sum::<usize>(), 300_000);
+    assert_eq!(shares[7], 300_000 - 199_999);
 }
 
 /// Nothing was printed before all samples were done, and all of them were held in memory.
@@ -202,6 +215,48 @@ fn a_named_pipe_as_output_hung() {
         assert!(!lines(&reader.join().expect("read")).is_empty());
     }
     assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 1, "something lies beside the pipe");
+}
+
+/// Every tensor of a file was searched for among all others.
+#[test]
+fn a_file_of_very_many_tensors_hung() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = r#"{"model_type": "gpt2", "vocab_size": 1, "n_positions": 1, "n_embd": 1, "n_head": 1,
+        "n_layer": 10000, "n_inner": 1}"#;
+    std::fs::write(dir.path().join("config.json"), config).expect("written");
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    let mut add = |name: String, shape: &[usize]| {
+        let start = data.len();
+        data.resize(start + 4 * shape.iter().product::<usize>(), 0u8);
+        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}));
+    };
+    add("wte.weight".into(), &[1, 1]);
+    add("wpe.weight".into(), &[1, 1]);
+    for n in 0..10_000 {
+        for (name, shape) in [
+            ("ln_1.weight", &[1][..]),
+            ("ln_1.bias", &[1]),
+            ("attn.c_attn.weight", &[1, 3]),
+            ("attn.c_attn.bias", &[3]),
+            ("attn.c_proj.weight", &[1, 1]),
+            ("attn.c_proj.bias", &[1]),
+            ("ln_2.weight", &[1]),
+            ("ln_2.bias", &[1]),
+            ("mlp.c_fc.weight", &[1, 1]),
+            ("mlp.c_fc.bias", &[1]),
+            ("mlp.c_proj.weight", &[1, 1]),
+            ("mlp.c_proj.bias", &[1]),
+        ] {
+            add(format!("h.{n}.{name}"), shape);
+        }
+    }
+    add("ln_f.weight".into(), &[1]);
+    add("ln_f.bias".into(), &[1]);
+    let header = Value::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(dir.path().join("model.safetensors"), file).expect("written");
+    let out = lacuna().args(["inspect", "--json"]).arg(dir.path()).assert().success();
+    assert_eq!(lines(&out.get_output().stdout)[0]["parameters"], 10_000 * 16 + 4);
 }
 
 /// A request that the sampler refuses had its result only when all others were done.
