@@ -7,9 +7,10 @@ use super::args::{ModelArgs, OutputArgs, SamplingArgs};
 use super::common::{Speller, argument_or_stdin, check_mask, prompt_canvas, text_file};
 use super::device;
 use super::record::{Record, failure, unfinished};
-use super::run::{Outcome, Session, summary};
+use super::run::{Outcome, Session};
+use super::tally::Tally;
 use super::terminal::{note, println, show_text};
-use super::trace::{Recording, Run};
+use super::trace::Run;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::sample::Request;
@@ -93,21 +94,10 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     let model = device::load(&args.model.device, &files, context)?;
     let tokens = u64::from(args.batch) * request.canvas.maskable() as u64;
     let mut session = Session::new(&model, speller, &args.output, context, tokens)?;
-    let mut show = Show {
-        args: &args,
-        files: &files,
-        speller,
-        prompt,
-        context,
-        runs: Vec::new(),
-        tokens: 0,
-        nfe: 0,
-        shown: 0,
-        failed: None,
-    };
+    let mut show = Show { args: &args, files: &files, speller, prompt, context, tally: Tally::default() };
     let round = u32::try_from(Session::round(request.canvas.len())).unwrap_or(u32::MAX);
     let mut next = 0;
-    while next < args.batch && show.failed.is_none() {
+    while next < args.batch && show.tally.failed.is_none() {
         let upto = args.batch.min(next.saturating_add(round));
         let requests: Vec<Request> =
             (next..upto).map(|sequence| Request { sequence, ..request.clone() }).collect();
@@ -117,7 +107,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     }
     let seconds = session.seconds();
     drop(session);
-    show.end(seconds, request.seed)
+    show.tally.end(&args.output, context, &files.name, speller, seconds, request.seed)
 }
 
 /// Shows samples, round by round.
@@ -127,13 +117,7 @@ struct Show<'a> {
     speller: Speller<'a>,
     prompt: Option<String>,
     context: &'a Context,
-    /// What the trace is made of.
-    runs: Vec<Run>,
-    tokens: usize,
-    nfe: usize,
-    /// Samples that something was printed of.
-    shown: usize,
-    failed: Option<Error>,
+    tally: Tally,
 }
 
 impl Show<'_> {
@@ -144,8 +128,8 @@ impl Show<'_> {
             let trace = traces.next();
             let value = match result {
                 Ok(generation) => {
-                    self.tokens += generation.tokens;
-                    self.nfe += generation.nfe;
+                    self.tally.tokens += generation.tokens;
+                    self.tally.nfe += generation.nfe;
                     let (name, prompt) = (&self.files.name, self.prompt.as_deref());
                     let record = Record::new(self.speller, name, &request, &generation, prompt, seconds)?;
                     if !self.args.output.json {
@@ -164,53 +148,30 @@ impl Show<'_> {
                 }
                 Err(error) => {
                     let value = failure(&error);
-                    self.failed.get_or_insert(error);
+                    self.tally.fail(error);
                     value
                 }
             };
-            self.shown += 1;
+            self.tally.shown += 1;
             if self.args.output.json {
                 println(&value.to_string())?;
             }
             if let Some(trace) = trace {
                 let label = format!("sample {}", request.sequence + 1);
-                self.runs.push(Run { label, request, trace, result: value });
+                self.tally.runs.push(Run { label, request, trace, result: value });
             }
         }
         if outcome.interrupted {
-            self.failed.get_or_insert(Error::Cancelled);
+            self.tally.fail(Error::Cancelled);
         }
         Ok(())
-    }
-
-    fn end(self, seconds: f64, seed: u64) -> Result<()> {
-        if let Some(path) = &self.args.output.trace {
-            Recording {
-                model: &self.files.name,
-                runs: &self.runs,
-                piece: &|id| self.speller.piece(id),
-                special: &|id| self.speller.is_special(id),
-            }
-            .write(path)?;
-        }
-        if !self.args.output.quiet && self.tokens > 0 {
-            note(&summary(self.tokens, self.nfe, seconds, seed));
-        }
-        match self.failed {
-            None => Ok(()),
-            Some(error) => {
-                // Every failure has its line already.
-                self.context.set_reported(self.args.output.json && self.shown > 0);
-                Err(error)
-            }
-        }
     }
 
     /// A text on standard output, with a line between samples.
     fn text(&self, text: &str) -> Result<()> {
         if self.args.batch > 1 {
-            let between = if self.shown > 0 { "\n" } else { "" };
-            println(&format!("{between}--- sample {} ---", self.shown + 1))?;
+            let between = if self.tally.shown > 0 { "\n" } else { "" };
+            println(&format!("{between}--- sample {} ---", self.tally.shown + 1))?;
         }
         show_text(text, self.context.terminal)?;
         if text.ends_with('\n') { Ok(()) } else { println("") }

@@ -8,9 +8,10 @@ use super::common::{Speller, argument_or_stdin, check_mask, gap_canvases};
 use super::device;
 use super::marks::{self, Piece};
 use super::record::{Candidate, Record, failure, unfinished};
-use super::run::{Outcome, Session, rate, summary};
+use super::run::{Outcome, Session, rate};
+use super::tally::Tally;
 use super::terminal::{Style, note, printable, println, show_text};
-use super::trace::{Recording, Run};
+use super::trace::Run;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::sample::{Generation, Request};
@@ -98,20 +99,10 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     let mut session = Session::new(&model, speller, &args.output, context, tokens)?;
     let longest = each.iter().map(|r| r.canvas.len()).max().unwrap_or(1);
     let round = u32::try_from((Session::round(longest) / each.len().max(1)).max(1)).unwrap_or(u32::MAX);
-    let mut show = Show {
-        args: &args,
-        files: &files,
-        speller,
-        each: each.len(),
-        context,
-        runs: Vec::new(),
-        tokens: 0,
-        nfe: 0,
-        shown: 0,
-        failed: None,
-    };
+    let mut show =
+        Show { args: &args, files: &files, speller, each: each.len(), context, tally: Tally::default() };
     let mut next = 0;
-    while next < args.batch && show.failed.is_none() {
+    while next < args.batch && show.tally.failed.is_none() {
         let upto = args.batch.min(next.saturating_add(round));
         let requests: Vec<Request> = (next..upto)
             .flat_map(|sequence| each.iter().map(move |request| Request { sequence, ..request.clone() }))
@@ -122,7 +113,11 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     }
     let seconds = session.seconds();
     drop(session);
-    show.end(seconds, each.first().map_or(0, |r| r.seed))
+    if !args.output.quiet && each.len() > 1 && show.tally.tokens > 0 {
+        note(&format!("best of {} combinations of lengths", each.len()));
+    }
+    let seed = each.first().map_or(0, |r| r.seed);
+    show.tally.end(&args.output, context, &files.name, speller, seconds, seed)
 }
 
 /// The pieces of `--prefix`, `--gap`, `--suffix`.
@@ -181,13 +176,7 @@ struct Show<'a> {
     /// Length combinations of each filling.
     each: usize,
     context: &'a Context,
-    /// What the trace is made of.
-    runs: Vec<Run>,
-    tokens: usize,
-    nfe: usize,
-    /// Fillings that something was printed of.
-    shown: usize,
-    failed: Option<Error>,
+    tally: Tally,
 }
 
 impl Show<'_> {
@@ -222,22 +211,22 @@ impl Show<'_> {
                 }
                 Err(error) => {
                     let value = failure(&error);
-                    self.failed.get_or_insert(error);
+                    self.tally.fail(error);
                     (0, value)
                 }
             };
-            self.shown += 1;
+            self.tally.shown += 1;
             if self.args.output.json {
                 println(&value.to_string())?;
             }
             if let Some(trace) = outcome.traces.get(first + at) {
                 let label = format!("filling {}", group[at].sequence + 1);
                 let (request, trace) = (group[at].clone(), trace.clone());
-                self.runs.push(Run { label, request, trace, result: value });
+                self.tally.runs.push(Run { label, request, trace, result: value });
             }
         }
         if outcome.interrupted {
-            self.failed.get_or_insert(Error::Cancelled);
+            self.tally.fail(Error::Cancelled);
         }
         Ok(())
     }
@@ -252,8 +241,8 @@ impl Show<'_> {
         let nfe: usize = generations.iter().map(|g| g.nfe).sum();
         let Some(at) = best(generations) else { return Ok(None) };
         let (request, generation) = (&group[at], &generations[at]);
-        self.nfe += nfe;
-        self.tokens += generation.tokens;
+        self.tally.nfe += nfe;
+        self.tally.tokens += generation.tokens;
         let mut record = Record::new(self.speller, &self.files.name, request, generation, None, seconds)?;
         if self.each > 1 {
             record.nfe = nfe;
@@ -267,37 +256,16 @@ impl Show<'_> {
         Ok(Some((at, record)))
     }
 
-    fn end(self, seconds: f64, seed: u64) -> Result<()> {
-        if let Some(path) = &self.args.output.trace {
-            Recording {
-                model: &self.files.name,
-                runs: &self.runs,
-                piece: &|id| self.speller.piece(id),
-                special: &|id| self.speller.is_special(id),
-            }
-            .write(path)?;
-        }
-        if !self.args.output.quiet && self.tokens > 0 {
-            if self.each > 1 {
-                note(&format!("best of {} combinations of lengths", self.each));
-            }
-            note(&summary(self.tokens, self.nfe, seconds, seed));
-        }
-        match self.failed {
-            None => Ok(()),
-            Some(error) => {
-                self.context.set_reported(self.args.output.json && self.shown > 0);
-                Err(error)
-            }
-        }
-    }
-
     /// A line between fillings, where there are several.
     fn title(&self) -> Result<()> {
         if self.args.batch == 1 {
             return Ok(());
         }
-        println(&format!("{}--- filling {} ---", if self.shown > 0 { "\n" } else { "" }, self.shown + 1))
+        println(&format!(
+            "{}--- filling {} ---",
+            if self.tally.shown > 0 { "\n" } else { "" },
+            self.tally.shown + 1
+        ))
     }
 
     /// The whole text; on a terminal what was filled in stands out.

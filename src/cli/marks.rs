@@ -80,11 +80,15 @@ pub fn length(text: &str) -> std::result::Result<RangeInclusive<usize>, String> 
     if low > high { Err(wrong()) } else { Ok(low..=high) }
 }
 
+/// Combinations beyond which they are not even listed.
+const CEILING: usize = 100_000;
+
 /// All choices of one length from each range, the last range turning fastest.
 ///
 /// # Errors
-/// [`Error::Request`] when there are more than `most`.
+/// [`Error::Request`] when there are more than `most`, or more than anybody waits for.
 pub fn combinations(gaps: &[RangeInclusive<usize>], most: usize) -> Result<Vec<Vec<usize>>> {
+    let most = most.min(CEILING);
     let count = gaps.iter().try_fold(1usize, |n, g| n.checked_mul(g.end() - g.start() + 1));
     match count {
         Some(n) if n <= most => {}
@@ -166,5 +170,8 @@ mod tests {
         assert!(message.contains("100 combinations"), "{message}");
         assert!(combinations(&[1..=usize::MAX, 1..=usize::MAX], 64).is_err());
         assert!(combinations(&[1..=usize::MAX], 64).is_err());
+        // Whatever is asked for, the list fits into memory.
+        let message = combinations(&[1..=1000, 1..=1000, 1..=1000], usize::MAX).unwrap_err().to_string();
+        assert!(message.contains("at most 100000"), "{message}");
     }
 }

@@ -14,6 +14,7 @@ mod record;
 mod replay;
 mod run;
 mod sampling;
+mod tally;
 mod terminal;
 mod tokenize;
 mod trace;

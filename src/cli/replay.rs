@@ -310,9 +310,10 @@ fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
         (None, Attention::Bidirectional) => Mask::Full,
     };
     let longest = lens.iter().copied().max().unwrap_or(0);
+    // The largest of all, so it is the first to be refused.
+    let mut logits = zeros(&[b, l, vocab])?;
     let mut arena = Arena::new(model.backend(), model.config(), size, longest)?;
     let mut seconds = Vec::new();
-    let mut logits = zeros(&[b, l, vocab])?;
     let rows = lens.iter().enumerate().flat_map(|(row, &len)| row * l..row * l + len);
     let rows: Vec<usize> = rows.collect();
     model.forward(&batch, &mut arena, mask)?;
