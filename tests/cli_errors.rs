@@ -172,7 +172,7 @@ mod signals {
         assert_eq!(child.wait().expect("ended").code(), Some(130), "{stderr}");
         assert!(stderr.trim_end().ends_with("interrupted"), "{stderr}");
         let lines: Vec<Value> = stdout.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-        assert_eq!(lines.len(), 400);
+        assert!((1..400).contains(&lines.len()), "{}", lines.len());
         let stopped = lines.iter().find(|l| l["error"] == "interrupted" && l["text"].is_string());
         let stopped = stopped.expect("a sample was in the middle");
         assert_eq!(stopped["code"], 130);
@@ -183,7 +183,7 @@ mod signals {
         let ends = data
             .lines()
             .filter(|l| l.starts_with(r#"{"type":"result""#) || l.starts_with(r#"{"type":"error""#));
-        assert_eq!(ends.count(), 400);
+        assert_eq!(ends.count(), lines.len());
     }
 
     #[test]
@@ -229,6 +229,40 @@ mod signals {
                 .collect()
         };
         assert_eq!(tokens(&resumed), tokens(&std::fs::read_to_string(&straight).expect("the output")));
+    }
+
+    /// Nobody looked whether to stop while standard input was awaited.
+    #[test]
+    fn ctrl_c_while_input_is_awaited_ends_the_program() {
+        for args in [&["generate", "-p", "-"][..], &["batch"], &["tokenize"], &["infill", "-"]] {
+            let program = assert_cmd::cargo::cargo_bin("lacuna");
+            let mut command = Command::new(program);
+            command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("started");
+            // A signal that comes before the program listens ends it too, without a word.
+            std::thread::sleep(Duration::from_millis(300));
+            interrupt(&child);
+            let stderr = child.stderr.take().expect("piped");
+            match child.wait().expect("ended").code() {
+                Some(code) => assert_eq!((code, rest(stderr).as_str()), (130, "interrupted\n"), "{args:?}"),
+                None => eprintln!("{args:?}: the signal came before the program listened"),
+            }
+        }
+    }
+
+    /// `timeout` signals the program and its group: that was taken for a second Ctrl-C.
+    #[test]
+    fn one_wish_to_stop_in_two_signals_keeps_what_is_done() {
+        let mut child = start(&["generate", "--watch", "--batch", "400", "-T", "127"]);
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let mut line = String::new();
+        stderr.read_line(&mut line).expect("a first line");
+        interrupt(&child);
+        interrupt(&child);
+        let stdout = rest(child.stdout.take().expect("piped"));
+        assert!(stdout.contains("[[gap:"), "{stdout}");
+        assert!(rest(stderr).contains("stopped after step"));
+        assert_eq!(child.wait().expect("ended").code(), Some(130));
     }
 
     #[test]

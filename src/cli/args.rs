@@ -85,7 +85,7 @@ pub enum Bos {
 #[derive(Args, Clone, Debug, Default)]
 pub struct SamplingArgs {
     /// Denoising steps T: more steps, fewer tokens a step, better text [default: 64]
-    #[arg(long, short = 'T', value_name = "T", help_heading = "Denoising")]
+    #[arg(long, allow_negative_numbers = true, short = 'T', value_name = "T", help_heading = "Denoising")]
     pub steps: Option<usize>,
 
     /// Which masked positions are committed first [default: random]
@@ -109,7 +109,7 @@ pub struct SamplingArgs {
     pub schedule: Option<ScheduleName>,
 
     /// Gumbel noise on the confidences, falling to zero at the last step [default: 0]
-    #[arg(long, value_name = "X", help_heading = "Denoising")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Denoising")]
     pub confidence_noise: Option<f32>,
 
     /// Score committed tokens again at each step; the least confident return to the mask
@@ -122,7 +122,7 @@ pub struct SamplingArgs {
     pub threshold: Option<f32>,
 
     /// Fill blocks of N tokens from left to right (semi-autoregressive)
-    #[arg(long, value_name = "N", help_heading = "Denoising")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = "Denoising")]
     pub block_length: Option<usize>,
 
     /// Decode the same weights from left to right, one token a forward, with a KV cache
@@ -131,15 +131,15 @@ pub struct SamplingArgs {
     pub ar: bool,
 
     /// Divides the logits; 0 takes the most probable token [default: 1]
-    #[arg(long, value_name = "X", help_heading = "Drawing tokens")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Drawing tokens")]
     pub temperature: Option<f32>,
 
     /// Draw from the most probable tokens that make up this much probability; 1 keeps all [default: 0.9]
-    #[arg(long, value_name = "P", help_heading = "Drawing tokens")]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", help_heading = "Drawing tokens")]
     pub top_p: Option<f32>,
 
     /// Draw from the K most probable tokens; 0 keeps all [default: 0]
-    #[arg(long, value_name = "K", help_heading = "Drawing tokens")]
+    #[arg(long, allow_negative_numbers = true, value_name = "K", help_heading = "Drawing tokens")]
     pub top_k: Option<u32>,
 
     /// The most probable token always: the same as --temperature 0
@@ -147,7 +147,7 @@ pub struct SamplingArgs {
     pub greedy: bool,
 
     /// Same seed, same text, on any number of threads [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Drawing tokens")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = "Drawing tokens")]
     pub seed: Option<u64>,
 
     /// Let the mask token itself be drawn
@@ -221,10 +221,18 @@ pub struct OutputArgs {
     pub watch: bool,
 
     /// Most frames a second of --watch; the run is slowed down to it, 0 does not slow down
-    #[arg(long, value_name = "N", default_value_t = 20.0, help_heading = "Output")]
+    #[arg(long, value_name = "N", default_value_t = 20.0, value_parser = frames, allow_negative_numbers = true, help_heading = "Output")]
     pub fps: f64,
 
     /// Record every step: .html is a page that replays it, .jsonl the same as data
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub trace: Option<PathBuf>,
+}
+
+/// Frames a second: a number that a pause can be made of.
+fn frames(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n.is_finite() && n >= 0.0 => Ok(n),
+        _ => Err("expected frames a second, 0 or more".into()),
+    }
 }

@@ -12,16 +12,32 @@ use crate::model::{LoadOptions, Model};
 /// What the command line computes on.
 pub type Machine = Cpu<f32>;
 
+/// Threads beyond which a wish is a slip of the keyboard: starting them takes minutes.
+const MOST_THREADS: usize = 1024;
+
 /// The machine that `--device` names.
 ///
 /// # Errors
-/// [`Error::Request`] for a name that this build does not have.
+/// Those of [`check`].
 pub fn machine(args: &DeviceArgs) -> Result<Machine> {
-    check(&args.device)?;
+    check(args)?;
     Cpu::new(args.threads)
 }
 
-fn check(name: &str) -> Result<()> {
+/// Whether there can be such a machine, without making it.
+///
+/// # Errors
+/// [`Error::Request`] for a name that this build does not have, or too many threads.
+pub fn check(args: &DeviceArgs) -> Result<()> {
+    match args.threads {
+        Some(n) if n.get() > MOST_THREADS => {
+            Err(Error::request(format!("--threads {n}: expected 1 to {MOST_THREADS}")))
+        }
+        _ => check_name(&args.device),
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
     match name {
         "cpu" => Ok(()),
         gpu if gpu == "cuda" || gpu.starts_with("cuda:") || gpu == "gpu" => Err(Error::request(format!(
@@ -47,11 +63,11 @@ mod tests {
 
     #[test]
     fn unknown_machines_are_named() {
-        assert!(check("cpu").is_ok());
+        assert!(check_name("cpu").is_ok());
         for name in ["cuda", "cuda:1", "gpu"] {
-            let message = check(name).unwrap_err().to_string();
+            let message = check_name(name).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("CPU only"), "{message}");
         }
-        assert!(check("tpu").unwrap_err().to_string().contains("expected cpu"));
+        assert!(check_name("tpu").unwrap_err().to_string().contains("expected cpu"));
     }
 }

@@ -2,20 +2,19 @@
 
 use std::path::PathBuf;
 
-use clap::Args as ClapArgs;
-use serde_json::Value;
-
 use super::Context;
 use super::args::{ModelArgs, OutputArgs, SamplingArgs};
 use super::common::{Speller, argument_or_stdin, check_mask, prompt_canvas, text_file};
 use super::device;
 use super::record::{Record, failure, unfinished};
-use super::run::{self, Outcome, summary};
-use super::terminal::{note, print, println};
-use super::trace::{Recording, Run};
+use super::run::{Outcome, Session};
+use super::tally::Tally;
+use super::terminal::{note, println, show_text};
+use super::trace::Run;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::sample::Request;
+use clap::Args as ClapArgs;
 
 /// The arguments of `generate`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -87,99 +86,94 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
         (None, Some(path)) => Some(text_file(path)?),
         (None, None) => None,
     };
-    device::machine(&args.model.device)?;
+    device::check(&args.model.device)?;
     let files = ModelFiles::find(args.model.model.as_deref())?;
     check_mask(&files, &choices)?;
     let speller = Speller::new(&files);
     let request = choices.request(prompt_canvas(&files, &choices, prompt.as_deref())?)?;
-    let requests: Vec<Request> =
-        (0..args.batch).map(|sequence| Request { sequence, ..request.clone() }).collect();
     let model = device::load(&args.model.device, &files, context)?;
-    let outcome = run::run(&model, &requests, speller, &args.output, context)?;
-    let show = Show { args: &args, files: &files, speller, requests: &requests, context };
-    show.all(outcome, prompt.as_deref())
+    let tokens = u64::from(args.batch) * request.canvas.maskable() as u64;
+    let mut session = Session::new(&model, speller, &args.output, context, tokens)?;
+    let mut show = Show { args: &args, files: &files, speller, prompt, context, tally: Tally::default() };
+    let round = u32::try_from(Session::round(request.canvas.len())).unwrap_or(u32::MAX);
+    let mut next = 0;
+    while next < args.batch && show.tally.failed.is_none() {
+        let upto = args.batch.min(next.saturating_add(round));
+        let requests: Vec<Request> =
+            (next..upto).map(|sequence| Request { sequence, ..request.clone() }).collect();
+        let outcome = session.run(&requests)?;
+        show.round(requests, outcome)?;
+        next = upto;
+    }
+    let seconds = session.seconds();
+    drop(session);
+    show.tally.end(&args.output, context, &files.name, speller, seconds, request.seed)
 }
 
+/// Shows samples, round by round.
 struct Show<'a> {
     args: &'a Args,
     files: &'a ModelFiles,
     speller: Speller<'a>,
-    requests: &'a [Request],
+    prompt: Option<String>,
     context: &'a Context,
+    tally: Tally,
 }
 
 impl Show<'_> {
-    fn all(&self, outcome: Outcome, prompt: Option<&str>) -> Result<()> {
-        let (mut tokens, mut nfe) = (0, 0);
-        let mut values: Vec<Value> = Vec::with_capacity(self.requests.len());
-        let mut failed = None;
-        let rest = self.requests.iter().zip(&outcome.seconds).zip(&outcome.last);
-        for (i, (result, ((request, &seconds), last))) in outcome.results.into_iter().zip(rest).enumerate() {
+    fn round(&mut self, requests: Vec<Request>, outcome: Outcome) -> Result<()> {
+        let mut traces = outcome.traces.into_iter();
+        let rest = requests.into_iter().zip(outcome.seconds).zip(outcome.last);
+        for (result, ((request, seconds), last)) in outcome.results.into_iter().zip(rest) {
+            let trace = traces.next();
             let value = match result {
                 Ok(generation) => {
-                    tokens += generation.tokens;
-                    nfe += generation.nfe;
-                    let name = &self.files.name;
-                    let record = Record::new(self.speller, name, request, &generation, prompt, seconds)?;
+                    self.tally.tokens += generation.tokens;
+                    self.tally.nfe += generation.nfe;
+                    let (name, prompt) = (&self.files.name, self.prompt.as_deref());
+                    let record = Record::new(self.speller, name, &request, &generation, prompt, seconds)?;
                     if !self.args.output.json {
-                        self.text(i, &record.text)?;
+                        self.text(&record.text)?;
                     }
                     record.value()
                 }
                 Err(Error::Cancelled) => {
-                    if let (false, Some(last)) = (self.args.output.json, last) {
-                        self.text(i, &self.speller.unfinished(&last.canvas, &last.masked))?;
+                    // Of a sample that was not begun there is nothing to say.
+                    let Some(last) = last else { continue };
+                    if !self.args.output.json {
+                        self.text(&self.speller.unfinished(&last.canvas, &last.masked))?;
                         note(&format!("stopped after step {} of {}", last.step, last.steps));
                     }
-                    unfinished(self.speller, request, last.as_ref())
+                    unfinished(self.speller, &request, Some(&last))
                 }
                 Err(error) => {
                     let value = failure(&error);
-                    failed = failed.or(Some(error));
+                    self.tally.fail(error);
                     value
                 }
             };
+            self.tally.shown += 1;
             if self.args.output.json {
                 println(&value.to_string())?;
             }
-            values.push(value);
-        }
-        if let Some(path) = &self.args.output.trace {
-            let runs = self.requests.iter().zip(&outcome.traces).zip(values).enumerate();
-            let runs = runs.map(|(i, ((request, trace), result))| Run {
-                label: format!("sample {}", i + 1),
-                request,
-                trace,
-                result,
-            });
-            Recording {
-                model: &self.files.name,
-                runs: runs.collect(),
-                piece: &|id| self.speller.piece(id),
-                special: &|id| self.speller.is_special(id),
-            }
-            .write(path)?;
-        }
-        if !self.args.output.quiet && tokens > 0 {
-            let seed = self.requests.first().map_or(0, |r| r.seed);
-            note(&summary(tokens, nfe, outcome.total, seed));
-        }
-        match failed {
-            None if !outcome.interrupted => Ok(()),
-            error => {
-                // Every failure has its line already.
-                self.context.set_reported(self.args.output.json);
-                Err(error.unwrap_or(Error::Cancelled))
+            if let Some(trace) = trace {
+                let label = format!("sample {}", request.sequence + 1);
+                self.tally.runs.push(Run { label, request, trace, result: value });
             }
         }
+        if outcome.interrupted {
+            self.tally.fail(Error::Cancelled);
+        }
+        Ok(())
     }
 
     /// A text on standard output, with a line between samples.
-    fn text(&self, i: usize, text: &str) -> Result<()> {
-        if self.requests.len() > 1 {
-            println(&format!("{}--- sample {} ---", if i > 0 { "\n" } else { "" }, i + 1))?;
+    fn text(&self, text: &str) -> Result<()> {
+        if self.args.batch > 1 {
+            let between = if self.tally.shown > 0 { "\n" } else { "" };
+            println(&format!("{between}--- sample {} ---", self.tally.shown + 1))?;
         }
-        print(text)?;
+        show_text(text, self.context.terminal)?;
         if text.ends_with('\n') { Ok(()) } else { println("") }
     }
 }

@@ -2,21 +2,20 @@
 
 use std::ops::RangeInclusive;
 
-use clap::Args as ClapArgs;
-use serde_json::Value;
-
 use super::Context;
 use super::args::{ModelArgs, OutputArgs, SamplingArgs};
 use super::common::{Speller, argument_or_stdin, check_mask, gap_canvases};
 use super::device;
 use super::marks::{self, Piece};
-use super::record::{Candidate, Record, unfinished};
-use super::run::{self, Outcome, summary};
-use super::terminal::{Style, note, println};
-use super::trace::{Recording, Run};
+use super::record::{Candidate, Record, failure, unfinished};
+use super::run::{Outcome, Session, rate};
+use super::tally::Tally;
+use super::terminal::{Style, note, printable, println, show_text};
+use super::trace::Run;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::sample::{Generation, Request};
+use clap::Args as ClapArgs;
 
 /// The arguments of `infill`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -85,25 +84,40 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
         (None, None) => Vec::new(),
     };
     let choices = args.sampling.sampling(&args.model);
-    device::machine(&args.model.device)?;
+    device::check(&args.model.device)?;
     let files = ModelFiles::find(args.model.model.as_deref())?;
     check_mask(&files, &choices)?;
     let speller = Speller::new(&files);
     let canvases = gap_canvases(&files, &choices, &pieces, args.max_candidates)?;
-    let mut requests: Vec<Request> = Vec::with_capacity(canvases.len());
-    for sequence in 0..args.batch {
-        for canvas in &canvases {
-            requests.push(Request { sequence, ..choices.request(canvas.clone())? });
-        }
-    }
+    let each: Vec<Request> =
+        canvases.into_iter().map(|canvas| choices.request(canvas)).collect::<Result<_>>()?;
     if !args.output.quiet {
         advise(&pieces);
     }
     let model = device::load(&args.model.device, &files, context)?;
-    let outcome = run::run(&model, &requests, speller, &args.output, context)?;
-    let show =
-        Show { args: &args, files: &files, speller, requests: &requests, each: canvases.len(), context };
-    show.all(outcome)
+    let tokens = each.iter().map(|r| r.canvas.maskable() as u64).sum::<u64>() * u64::from(args.batch);
+    let mut session = Session::new(&model, speller, &args.output, context, tokens)?;
+    let longest = each.iter().map(|r| r.canvas.len()).max().unwrap_or(1);
+    let round = u32::try_from((Session::round(longest) / each.len().max(1)).max(1)).unwrap_or(u32::MAX);
+    let mut show =
+        Show { args: &args, files: &files, speller, each: each.len(), context, tally: Tally::default() };
+    let mut next = 0;
+    while next < args.batch && show.tally.failed.is_none() {
+        let upto = args.batch.min(next.saturating_add(round));
+        let requests: Vec<Request> = (next..upto)
+            .flat_map(|sequence| each.iter().map(move |request| Request { sequence, ..request.clone() }))
+            .collect();
+        let outcome = session.run(&requests)?;
+        show.round(&requests, outcome)?;
+        next = upto;
+    }
+    let seconds = session.seconds();
+    drop(session);
+    if !args.output.quiet && each.len() > 1 && show.tally.tokens > 0 {
+        note(&format!("best of {} combinations of lengths", each.len()));
+    }
+    let seed = each.first().map_or(0, |r| r.seed);
+    show.tally.end(&args.output, context, &files.name, speller, seconds, seed)
 }
 
 /// The pieces of `--prefix`, `--gap`, `--suffix`.
@@ -112,9 +126,11 @@ pub fn around(prefix: Option<&str>, gap: RangeInclusive<usize>, suffix: Option<&
     text(prefix).into_iter().chain([Piece::Gap(gap)]).chain(text(suffix)).collect()
 }
 
-/// The index of the generation with the best score.
+/// The index of the generation with the best score. One that ended before its first token has no
+/// score; it is kept only where there is nothing else.
 pub fn best<'a>(candidates: impl IntoIterator<Item = &'a Generation>) -> Option<usize> {
-    let scored = candidates.into_iter().map(Generation::score).enumerate();
+    let rank = |g: &Generation| if g.tokens > 0 { g.score() } else { f64::NEG_INFINITY };
+    let scored = candidates.into_iter().map(rank).enumerate();
     // Of equals the first is kept: the shorter gaps.
     scored.reduce(|a, b| if b.1.total_cmp(&a.1).is_gt() { b } else { a }).map(|(i, _)| i)
 }
@@ -152,106 +168,118 @@ fn advise(pieces: &[Piece]) {
     }
 }
 
+/// Shows fillings, round by round.
 struct Show<'a> {
     args: &'a Args,
     files: &'a ModelFiles,
     speller: Speller<'a>,
-    requests: &'a [Request],
-    /// Length combinations, of each filling.
+    /// Length combinations of each filling.
     each: usize,
     context: &'a Context,
+    tally: Tally,
 }
 
 impl Show<'_> {
-    fn all(&self, outcome: Outcome) -> Result<()> {
-        let json = self.args.output.json;
-        let (mut tokens, mut nfe) = (0, 0);
-        let mut chosen: Vec<(usize, Value)> = Vec::new();
-        let mut failed: Option<Error> = None;
+    fn round(&mut self, requests: &[Request], outcome: Outcome) -> Result<()> {
         let mut results = outcome.results.into_iter();
-        for (n, group) in self.requests.chunks(self.each).enumerate() {
+        for (n, group) in requests.chunks(self.each).enumerate() {
             let first = n * self.each;
-            let results: Result<Vec<Generation>> = results.by_ref().take(group.len()).collect();
-            let generations = match results {
-                Ok(generations) => generations,
-                Err(error) => {
-                    let last = outcome.last.get(first).and_then(Option::as_ref);
-                    let value = match (&error, group) {
-                        (Error::Cancelled, [request, ..]) => unfinished(self.speller, request, last),
-                        _ => super::record::failure(&error),
-                    };
-                    if json {
-                        println(&value.to_string())?;
-                    } else if let (Error::Cancelled, Some(text)) = (&error, value["text"].as_str()) {
-                        println(text)?;
+            // All of them leave the iterator, also when one has failed.
+            let results: Vec<Result<Generation>> = results.by_ref().take(group.len()).collect();
+            let seconds = outcome.seconds.iter().skip(first).take(group.len()).copied().fold(0.0, f64::max);
+            let (at, value) = match results.into_iter().collect::<Result<Vec<Generation>>>() {
+                Ok(generations) => {
+                    let Some((at, record)) = self.filling(group, &generations, seconds)? else { continue };
+                    (at, record.value())
+                }
+                Err(Error::Cancelled) => {
+                    let seen = outcome.last.iter().skip(first).take(group.len());
+                    let seen = seen.enumerate().filter_map(|(i, last)| Some((i, last.as_ref()?)));
+                    // One of those that are not done.
+                    let begun = { seen }.find(|(_, last)| last.masked.contains(&true));
+                    // Of a filling that was not begun there is nothing to say.
+                    let Some((at, last)) = begun else { continue };
+                    if !self.args.output.json {
+                        self.title()?;
+                        show_text(
+                            &self.speller.unfinished(&last.canvas, &last.masked),
+                            self.context.terminal,
+                        )?;
+                        println("")?;
                     }
-                    chosen.push((first, value));
-                    failed = failed.or(Some(error));
-                    continue;
+                    (at, unfinished(self.speller, &group[at], Some(last)))
+                }
+                Err(error) => {
+                    let value = failure(&error);
+                    self.tally.fail(error);
+                    (0, value)
                 }
             };
-            nfe += generations.iter().map(|g| g.nfe).sum::<usize>();
-            let Some(at) = best(&generations) else { continue };
-            let (request, generation) = (&group[at], &generations[at]);
-            tokens += generation.tokens;
-            let seconds = outcome.seconds.iter().skip(first).take(group.len()).copied().fold(0.0, f64::max);
-            let name = &self.files.name;
-            let mut record = Record::new(self.speller, name, request, generation, None, seconds)?;
-            if self.each > 1 {
-                record.nfe = generations.iter().map(|g| g.nfe).sum();
-                record.tokens_per_forward = run::rate(record.tokens, record.nfe as f64);
-                record.candidates = candidates(self.speller, group, &generations)?;
+            self.tally.shown += 1;
+            if self.args.output.json {
+                println(&value.to_string())?;
             }
-            if json {
-                println(&record.value().to_string())?;
-            } else {
-                self.text(n, request, generation)?;
-            }
-            chosen.push((first + at, record.value()));
-        }
-        if let Some(path) = &self.args.output.trace {
-            let runs = chosen.into_iter().enumerate().filter_map(|(i, (at, result))| {
-                let (request, trace) = (self.requests.get(at)?, outcome.traces.get(at)?);
-                Some(Run { label: format!("filling {}", i + 1), request, trace, result })
-            });
-            Recording {
-                model: &self.files.name,
-                runs: runs.collect(),
-                piece: &|id| self.speller.piece(id),
-                special: &|id| self.speller.is_special(id),
-            }
-            .write(path)?;
-        }
-        if !self.args.output.quiet && tokens > 0 {
-            if self.each > 1 {
-                note(&format!("best of {} combinations of lengths", self.each));
-            }
-            let seed = self.requests.first().map_or(0, |r| r.seed);
-            note(&summary(tokens, nfe, outcome.total, seed));
-        }
-        match failed {
-            None => Ok(()),
-            Some(error) => {
-                self.context.set_reported(json);
-                Err(error)
+            if let Some(trace) = outcome.traces.get(first + at) {
+                let label = format!("filling {}", group[at].sequence + 1);
+                let (request, trace) = (group[at].clone(), trace.clone());
+                self.tally.runs.push(Run { label, request, trace, result: value });
             }
         }
+        if outcome.interrupted {
+            self.tally.fail(Error::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// Keeps the best of the candidates of one filling, and prints it.
+    fn filling(
+        &mut self,
+        group: &[Request],
+        generations: &[Generation],
+        seconds: f64,
+    ) -> Result<Option<(usize, Record)>> {
+        let nfe: usize = generations.iter().map(|g| g.nfe).sum();
+        let Some(at) = best(generations) else { return Ok(None) };
+        let (request, generation) = (&group[at], &generations[at]);
+        self.tally.nfe += nfe;
+        self.tally.tokens += generation.tokens;
+        let mut record = Record::new(self.speller, &self.files.name, request, generation, None, seconds)?;
+        if self.each > 1 {
+            record.nfe = nfe;
+            record.tokens_per_forward = rate(record.tokens, nfe as f64);
+            record.candidates = candidates(self.speller, group, generations)?;
+        }
+        if !self.args.output.json {
+            self.title()?;
+            self.text(request, generation)?;
+        }
+        Ok(Some((at, record)))
+    }
+
+    /// A line between fillings, where there are several.
+    fn title(&self) -> Result<()> {
+        if self.args.batch == 1 {
+            return Ok(());
+        }
+        println(&format!(
+            "{}--- filling {} ---",
+            if self.tally.shown > 0 { "\n" } else { "" },
+            self.tally.shown + 1
+        ))
     }
 
     /// The whole text; on a terminal what was filled in stands out.
-    fn text(&self, n: usize, request: &Request, generation: &Generation) -> Result<()> {
-        if self.args.batch > 1 {
-            println(&format!("{}--- filling {} ---", if n > 0 { "\n" } else { "" }, n + 1))?;
-        }
+    fn text(&self, request: &Request, generation: &Generation) -> Result<()> {
         let ids = generation.ids.get(..generation.end).unwrap_or(&generation.ids);
         let color = self.context.terminal.stdout && self.context.terminal.color;
         if !color {
-            return println(&self.speller.decode(ids)?);
+            show_text(&self.speller.decode(ids)?, self.context.terminal)?;
+            return println("");
         }
         let runs = self.speller.runs(ids, request.canvas.fixed())?;
         let painted = runs.iter().map(|(given, text)| {
             let style = if *given { Style::Plain } else { Style::Filled };
-            style.paint(text, true)
+            style.paint(&printable(text), true)
         });
         println(&painted.collect::<String>())
     }
@@ -279,6 +307,14 @@ mod tests {
         assert_eq!(best(&[scored(-3.0), scored(-1.0), scored(-1.0), scored(-2.0)]), Some(1));
         assert_eq!(best(&[]), None);
         assert_eq!(best(&[scored(f32::NEG_INFINITY), scored(-9.0)]), Some(1));
+    }
+
+    #[test]
+    fn a_filling_that_ended_at_once_does_not_win() {
+        let nothing = Generation { committed_at: vec![0], tokens: 0, end: 0, ..scored(0.0) };
+        assert_eq!(nothing.score(), 0.0);
+        assert_eq!(best(&[nothing.clone(), scored(-9.0)]), Some(1));
+        assert_eq!(best(&[nothing.clone(), nothing]), Some(0));
     }
 
     #[test]

@@ -69,7 +69,10 @@ pub fn parse(text: &str) -> Result<Vec<Piece>> {
 /// A sentence that says what was expected.
 pub fn length(text: &str) -> std::result::Result<RangeInclusive<usize>, String> {
     let wrong = || format!("expected N or A-B with 1 <= A <= B tokens, got `{text}`");
-    let number = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| n >= 1).ok_or_else(wrong);
+    let number = |s: &str| {
+        let digits = Some(s.trim()).filter(|s| s.bytes().all(|b| b.is_ascii_digit()));
+        digits.and_then(|s| s.parse::<usize>().ok()).filter(|&n| n >= 1).ok_or_else(wrong)
+    };
     let (low, high) = match text.split_once('-') {
         Some((a, b)) => (number(a)?, number(b)?),
         None => (number(text)?, number(text)?),
@@ -77,11 +80,15 @@ pub fn length(text: &str) -> std::result::Result<RangeInclusive<usize>, String> 
     if low > high { Err(wrong()) } else { Ok(low..=high) }
 }
 
+/// Combinations beyond which they are not even listed.
+const CEILING: usize = 100_000;
+
 /// All choices of one length from each range, the last range turning fastest.
 ///
 /// # Errors
-/// [`Error::Request`] when there are more than `most`.
+/// [`Error::Request`] when there are more than `most`, or more than anybody waits for.
 pub fn combinations(gaps: &[RangeInclusive<usize>], most: usize) -> Result<Vec<Vec<usize>>> {
+    let most = most.min(CEILING);
     let count = gaps.iter().try_fold(1usize, |n, g| n.checked_mul(g.end() - g.start() + 1));
     match count {
         Some(n) if n <= most => {}
@@ -135,9 +142,16 @@ mod tests {
 
     #[test]
     fn bad_marks_are_named() {
-        for bad in
-            ["[[gap]]", "[[gap:]]", "[[gap:x]]", "[[gap:0]]", "[[gap:-3]]", "[[gap:9-4]]", "[[gap:1-2-3]]"]
-        {
+        for bad in [
+            "[[gap]]",
+            "[[gap:]]",
+            "[[gap:+2]]",
+            "[[gap:x]]",
+            "[[gap:0]]",
+            "[[gap:-3]]",
+            "[[gap:9-4]]",
+            "[[gap:1-2-3]]",
+        ] {
             let message = parse(&format!("é {bad} é")).unwrap_err().to_string();
             assert!(message.contains(bad), "{message}");
         }
@@ -156,5 +170,8 @@ mod tests {
         assert!(message.contains("100 combinations"), "{message}");
         assert!(combinations(&[1..=usize::MAX, 1..=usize::MAX], 64).is_err());
         assert!(combinations(&[1..=usize::MAX], 64).is_err());
+        // Whatever is asked for, the list fits into memory.
+        let message = combinations(&[1..=1000, 1..=1000, 1..=1000], usize::MAX).unwrap_err().to_string();
+        assert!(message.contains("at most 100000"), "{message}");
     }
 }

@@ -14,6 +14,7 @@ mod record;
 mod replay;
 mod run;
 mod sampling;
+mod tally;
 mod terminal;
 mod tokenize;
 mod trace;
@@ -53,7 +54,8 @@ Exit codes:
   130  stopped by Ctrl-C
 With --json an error is also an object on standard output:
 {\"error\": \"...\", \"code\": 2}. Ctrl-C stops after the step at hand and keeps
-what there is; a second one stops at once. NO_COLOR turns colours off.
+what there is; a second one stops at once, as does the first before there is
+anything to keep. NO_COLOR turns colours off.
 LACUNA_MODEL is the default of --model.";
 
 #[derive(Subcommand, Debug)]
@@ -114,7 +116,10 @@ impl Context {
 
 /// Runs the command given by the process arguments.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let json = cli.command.json();
     let interrupt = match Interrupt::install() {
         Ok(interrupt) => interrupt,
@@ -125,6 +130,22 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, json && !context.reported.load(Ordering::Relaxed)),
     }
+}
+
+/// Says how the program is used; what asked for objects is told by one too.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|a| a == "--json") {
+        let text = error.render().to_string();
+        // What is wrong comes first, hints and the usage after an empty line.
+        let what: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
+        let what = what.join(" ");
+        let what = Error::request(what.strip_prefix("error: ").unwrap_or(&what));
+        // Nothing better can be done when this fails.
+        let _ = terminal::println(&record::failure(&what).to_string());
+    }
+    // Neither can it here.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 fn dispatch(command: Command, context: &Context) -> Result<()> {

@@ -15,7 +15,7 @@ use super::device::{self, Machine};
 use super::{Context, terminal};
 use crate::backend::{Backend as _, Mask};
 use crate::error::{Error, Result};
-use crate::io::{AtomicFile, ModelFiles};
+use crate::io::{AtomicFile, ModelFiles, is_same};
 use crate::model::{Arena, ArenaSize, Batch, Model};
 use crate::sample::{PlainInput, PlainOptions, plain_loop, planned};
 
@@ -216,10 +216,20 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
     SafeTensors::deserialize(bytes).map_err(|e| malformed(path, "header", "a safetensors file", e))
 }
 
+/// Finds out before the work whether the output can be written.
+fn probe(files: &Files) -> Result<()> {
+    if is_same(&files.input, &files.output) {
+        return Err(Error::request(format!(
+            "{} is the input: it would be lost; write to another file",
+            files.output.display()
+        )));
+    }
+    AtomicFile::probe(&files.output)
+}
+
 /// Writes little-endian tensors, whole or not at all.
-fn write(mut file: AtomicFile, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<()> {
-    let path = file.path().to_path_buf();
-    let path = path.as_path();
+fn write(files: &Files, context: &Context, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<()> {
+    let path = files.output.as_path();
     let mut views = HashMap::new();
     for (name, dtype, shape, bytes) in tensors {
         let view = TensorView::new(*dtype, shape.clone(), bytes)
@@ -228,6 +238,8 @@ fn write(mut file: AtomicFile, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> 
     }
     let bytes = safetensors::serialize(views, None)
         .map_err(|e| malformed(path, "output", "tensors that can be written", e))?;
+    context.interrupt.hold();
+    let mut file = AtomicFile::create(path)?;
     file.write_all(&bytes).map_err(|e| Error::io("write", path, e))?;
     file.commit()
 }
@@ -284,7 +296,7 @@ fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
             Some((mask.flags()?, shared))
         }
     };
-    let output = AtomicFile::create(&args.files.output)?;
+    probe(&args.files)?;
     let (_, model) = load(&args.files, context)?;
     let (vocab, tokens) = (model.config().vocab_size, lens.iter().sum::<usize>());
     let size = ArenaSize { tokens, rows: tokens };
@@ -298,9 +310,10 @@ fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
         (None, Attention::Bidirectional) => Mask::Full,
     };
     let longest = lens.iter().copied().max().unwrap_or(0);
+    // The largest of all, so it is the first to be refused.
+    let mut logits = zeros(&[b, l, vocab])?;
     let mut arena = Arena::new(model.backend(), model.config(), size, longest)?;
     let mut seconds = Vec::new();
-    let mut logits = zeros(&[b, l, vocab])?;
     let rows = lens.iter().enumerate().flat_map(|(row, &len)| row * l..row * l + len);
     let rows: Vec<usize> = rows.collect();
     model.forward(&batch, &mut arena, mask)?;
@@ -319,7 +332,7 @@ fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
     for value in &mut logits {
         *value = f32::from_bits(value.to_bits().to_le());
     }
-    write(output, &[("logits", Dtype::F32, vec![b, l, vocab], bytemuck::cast_slice(&logits))])?;
+    write(&args.files, context, &[("logits", Dtype::F32, vec![b, l, vocab], bytemuck::cast_slice(&logits))])?;
     if args.json {
         seconds.sort_by(f64::total_cmp);
         let median = seconds.get(seconds.len() / 2);
@@ -357,7 +370,7 @@ fn sample(args: &SampleArgs, context: &Context) -> Result<()> {
         u_cat: uniforms("u_cat", !args.greedy && !args.confidence, steps)?,
         u_unmask: uniforms("u_unmask", !args.confidence, steps.saturating_sub(1))?,
     };
-    let output = AtomicFile::create(&args.files.output)?;
+    probe(&args.files)?;
     let (files, model) = load(&args.files, context)?;
     let mask_id = args
         .mask_id
@@ -372,14 +385,15 @@ fn sample(args: &SampleArgs, context: &Context) -> Result<()> {
         confidence: args.confidence,
     };
     let bytes_of = |ids: &[u32]| ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect::<Vec<u8>>();
-    let width = l - usize::from(options.shift);
+    let width = l.saturating_sub(usize::from(options.shift));
     if args.plan {
         let result = planned(&model, &input, &options)?;
-        return write(output, &[("final", Dtype::I32, vec![b, width], &bytes_of(&result))]);
+        return write(&args.files, context, &[("final", Dtype::I32, vec![b, width], &bytes_of(&result))]);
     }
     let out = model.backend().run(|| plain_loop(&model, &input, &options))?;
     write(
-        output,
+        &args.files,
+        context,
         &[
             ("xt", Dtype::I32, vec![steps, b, l], &bytes_of(&out.xt)),
             ("x0", Dtype::I32, vec![steps, b, l], &bytes_of(&out.x0)),

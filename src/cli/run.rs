@@ -1,6 +1,10 @@
 //! Running requests with somebody looking on: progress, the live canvas, recordings, Ctrl-C.
+//!
+//! Many requests are run in rounds, so that results come out while there is more to do and memory
+//! does not grow with their number.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,14 +15,18 @@ use super::common::Speller;
 use super::device::Machine;
 use super::trace::Form;
 use super::watch::Watch;
+use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::io::AtomicFile;
-use crate::model::Model;
+use crate::model::{Arena, ArenaSize, Model};
 use crate::sample::{Generation, Limits, Observer, Request, Sampler, Step, Trace};
-use std::sync::Arc;
 
 /// Rows of a forward pass up to which more sequences are taken in, as long as there are any.
 const ROWS: usize = 2048;
+/// How many times the sequences that are worked on at a time make a round.
+const ROUND: usize = 8;
+/// Bytes of activations that are set aside at most, unless a single sequence needs more.
+const ACTIVATIONS: u128 = 1 << 30;
 
 /// The canvas of a request as it was last seen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,14 +37,12 @@ pub struct LastSeen {
     pub steps: usize,
 }
 
-/// What came of a run.
+/// What came of a round.
 pub struct Outcome {
     /// One a request.
     pub results: Vec<Result<Generation>>,
     /// Seconds from the start of the run until each request was done; what `--watch` slept is left out.
     pub seconds: Vec<f64>,
-    /// Seconds of the whole run.
-    pub total: f64,
     /// Recordings, one a request, when they were asked for.
     pub traces: Vec<Trace>,
     /// For each request the canvas after its last step, if it got to one.
@@ -45,90 +51,146 @@ pub struct Outcome {
     pub interrupted: bool,
 }
 
-/// How much is worked on at a time: `most` sequences, or as many as fill [`ROWS`] rows.
-pub fn limits(requests: &[Request], most: Option<usize>) -> Limits {
+/// How much is worked on at a time: `most` sequences, or as many as fill [`ROWS`] rows; in any
+/// case no more than [`ACTIVATIONS`] hold.
+pub fn limits(config: &ModelConfig, requests: &[Request], most: Option<usize>) -> Limits {
     let longest = requests.iter().map(|r| r.canvas.len()).max().unwrap_or(1).max(1);
-    Limits::for_requests(requests, most.unwrap_or((ROWS / longest).max(1)))
+    let mut limits = Limits::for_requests(requests, most.unwrap_or((ROWS / longest).max(1)));
+    let thousand = Arena::<Machine>::bytes(config, ArenaSize { tokens: 1000, rows: 1000 }, longest);
+    let fit = usize::try_from(ACTIVATIONS * 1000 / thousand.max(1)).unwrap_or(usize::MAX);
+    limits.tokens = limits.tokens.min(fit.max(longest));
+    limits
 }
 
-/// Runs `requests` on `model` while showing what `output` asks for.
-///
-/// # Errors
-/// Those of the sampler as a whole; what befalls one request is in its result.
-pub fn run(
-    model: &Arc<Model<Machine>>,
-    requests: &[Request],
-    speller: Speller<'_>,
-    output: &OutputArgs,
-    context: &Context,
-) -> Result<Outcome> {
-    if let Some(path) = &output.trace {
-        // Whether it can be written is found out before the work, not after it.
-        Form::of(path)?;
-        drop(AtomicFile::create(path)?);
-    }
-    let mut sampler = Sampler::new(Arc::clone(model), limits(requests, None))?;
-    let mut tap = Tap::new(requests, speller, output, context);
-    let results = sampler.generate_with(requests, &mut tap)?;
-    Ok(tap.finish(results))
-}
-
-/// The observer of a run.
-struct Tap<'a> {
-    requests: &'a [Request],
+/// A run: rounds of requests on one model, shown as one.
+pub struct Session<'a> {
+    model: &'a Arc<Model<Machine>>,
     context: &'a Context,
     watch: Option<Watch<'a>>,
+    tracing: bool,
     bar: ProgressBar,
     started: Instant,
     slept: Duration,
-    done: Vec<Option<f64>>,
-    traces: Option<Vec<Trace>>,
-    last: Vec<Option<LastSeen>>,
-    left: Vec<usize>,
-    broken: bool,
+    /// Tokens filled in by earlier rounds.
+    filled: u64,
 }
 
-impl<'a> Tap<'a> {
-    fn new(requests: &'a [Request], speller: Speller<'a>, output: &OutputArgs, context: &'a Context) -> Self {
-        let n = requests.len();
-        let left: Vec<usize> = requests.iter().map(|r| r.canvas.maskable()).collect();
-        let bar = ProgressBar::new(left.iter().sum::<usize>() as u64);
+impl<'a> Session<'a> {
+    /// Prepares to fill `tokens` tokens while showing what `output` asks for. From here on Ctrl-C
+    /// stops after the step at hand.
+    ///
+    /// # Errors
+    /// Those of [`Form::of`] and [`AtomicFile::probe`], for a trace that cannot be written.
+    pub fn new(
+        model: &'a Arc<Model<Machine>>,
+        speller: Speller<'a>,
+        output: &OutputArgs,
+        context: &'a Context,
+        tokens: u64,
+    ) -> Result<Self> {
+        if let Some(path) = &output.trace {
+            // Whether it can be written is found out before the work, not after it.
+            Form::of(path)?;
+            AtomicFile::probe(path)?;
+        }
+        context.interrupt.hold();
+        let bar = ProgressBar::new(tokens);
         if output.watch || output.quiet || !context.terminal.live {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} tokens  {msg}") {
             bar.set_style(style.progress_chars("█░░"));
         }
-        let watch =
-            output.watch.then(|| Watch::new(move |id| speller.piece(id), context.terminal, output.fps));
-        Self {
-            requests,
+        let spell = move |id| speller.piece(id);
+        let watch = || Watch::new(spell, context.terminal, output.fps, context.interrupt.clone());
+        Ok(Self {
+            model,
             context,
-            watch,
+            watch: output.watch.then(watch),
+            tracing: output.trace.is_some(),
             bar,
             started: Instant::now(),
             slept: Duration::ZERO,
+            filled: 0,
+        })
+    }
+
+    /// How many requests of at most `longest` positions make a round.
+    pub fn round(longest: usize) -> usize {
+        ROUND * (ROWS / longest.max(1)).max(1)
+    }
+
+    /// Runs a round.
+    ///
+    /// # Errors
+    /// Those of the sampler as a whole; what befalls one request is in its result.
+    pub fn run(&mut self, requests: &[Request]) -> Result<Outcome> {
+        let limits = limits(self.model.config(), requests, None);
+        let mut sampler = Sampler::new(Arc::clone(self.model), limits)?;
+        let mut tap = Tap::new(requests, self);
+        let results = sampler.generate_with(requests, &mut tap)?;
+        Ok(tap.finish(results))
+    }
+
+    /// Seconds since the start, less what `--watch` slept.
+    pub fn seconds(&self) -> f64 {
+        self.started.elapsed().saturating_sub(self.slept).as_secs_f64()
+    }
+}
+
+/// The observer of a round.
+struct Tap<'a, 'b> {
+    session: &'b mut Session<'a>,
+    requests: &'b [Request],
+    done: Vec<Option<f64>>,
+    /// The first request that is not done: its canvas is on the screen.
+    shown: usize,
+    traces: Option<Vec<Trace>>,
+    last: Vec<Option<LastSeen>>,
+    /// Positions that are masked, of each request and of all.
+    left: Vec<usize>,
+    masked: usize,
+    maskable: usize,
+    broken: bool,
+}
+
+impl<'a, 'b> Tap<'a, 'b> {
+    fn new(requests: &'b [Request], session: &'b mut Session<'a>) -> Self {
+        let n = requests.len();
+        let left: Vec<usize> = requests.iter().map(|r| r.canvas.maskable()).collect();
+        let maskable = left.iter().sum();
+        let traces = session.tracing.then(|| requests.iter().map(|r| Trace::new(&r.canvas)).collect());
+        Self {
+            session,
+            requests,
             done: vec![None; n],
-            traces: output.trace.as_ref().map(|_| requests.iter().map(|r| Trace::new(&r.canvas)).collect()),
+            shown: 0,
+            traces,
             last: vec![None; n],
             left,
+            masked: maskable,
+            maskable,
             broken: false,
         }
     }
 
-    fn seconds(&self) -> f64 {
-        self.started.elapsed().saturating_sub(self.slept).as_secs_f64()
+    /// Takes note that `left` positions of a request are masked now.
+    fn count(&mut self, request: usize, left: usize) {
+        if let Some(before) = self.left.get_mut(request) {
+            self.masked = (self.masked + left).saturating_sub(*before);
+            *before = left;
+        }
     }
 
     fn finish(mut self, results: Vec<Result<Generation>>) -> Outcome {
-        let total = self.seconds();
-        self.bar.finish_and_clear();
-        if let (Some(watch), true) = (&mut self.watch, self.context.terminal.stdout) {
+        let total = self.session.seconds();
+        self.session.filled += self.maskable as u64;
+        self.session.bar.set_position(self.session.filled);
+        if let (Some(watch), true) = (&mut self.session.watch, self.session.context.terminal.stdout) {
             watch.clear();
         }
         Outcome {
             seconds: self.done.iter().map(|s| s.unwrap_or(total)).collect(),
-            total,
             traces: self.traces.take().unwrap_or_default(),
             last: std::mem::take(&mut self.last),
             interrupted: self.broken,
@@ -137,7 +199,13 @@ impl<'a> Tap<'a> {
     }
 }
 
-impl Observer for Tap<'_> {
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Observer for Tap<'_, '_> {
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
         let at = step.request;
         if let Some(trace) = self.traces.as_mut().and_then(|t| t.get_mut(at)) {
@@ -151,20 +219,18 @@ impl Observer for Tap<'_> {
             last.masked.extend_from_slice(step.masked);
             (last.step, last.steps) = (step.step, step.steps);
         }
-        // The canvas on the screen is that of the first sample that is not done.
-        let shown = self.done.iter().position(Option::is_none) == Some(at);
-        if let (true, Some(watch), Some(request)) = (shown, &mut self.watch, self.requests.get(at)) {
-            self.slept += watch.show(&step, request.canvas.fixed());
+        if let (true, Some(request)) = (at == self.shown, self.requests.get(at))
+            && let Some(watch) = &mut self.session.watch
+        {
+            self.session.slept += watch.show(&step, request.canvas.fixed());
         }
-        if let Some(left) = self.left.get_mut(at) {
-            *left = step.masked.iter().filter(|m| **m).count();
+        self.count(at, step.masked.iter().filter(|m| **m).count());
+        let bar = &self.session.bar;
+        if !bar.is_hidden() {
+            bar.set_position(self.session.filled + (self.maskable - self.masked.min(self.maskable)) as u64);
+            bar.set_message(format!("step {}/{}  nfe {}", step.step, step.steps, step.nfe));
         }
-        if !self.bar.is_hidden() {
-            let total = self.bar.length().unwrap_or(0);
-            self.bar.set_position(total.saturating_sub(self.left.iter().sum::<usize>() as u64));
-            self.bar.set_message(format!("step {}/{}  nfe {}", step.step, step.steps, step.nfe));
-        }
-        if self.context.interrupt.raised() {
+        if self.session.context.interrupt.raised() {
             self.broken = true;
             return ControlFlow::Break(());
         }
@@ -172,13 +238,14 @@ impl Observer for Tap<'_> {
     }
 
     fn done(&mut self, request: usize, _result: &Result<Generation>) {
-        let seconds = self.seconds();
+        let seconds = self.session.seconds();
         if let Some(done) = self.done.get_mut(request) {
             *done = Some(seconds);
         }
-        if let Some(left) = self.left.get_mut(request) {
-            *left = 0;
+        while self.done.get(self.shown).is_some_and(Option::is_some) {
+            self.shown += 1;
         }
+        self.count(request, 0);
     }
 }
 
@@ -195,4 +262,28 @@ pub fn summary(tokens: usize, nfe: usize, seconds: f64, seed: u64) -> String {
 /// Tokens a second; 0 for no time at all.
 pub fn rate(tokens: usize, seconds: f64) -> f64 {
     if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::ModelFiles;
+    use crate::sample::Canvas;
+
+    #[test]
+    fn memory_does_not_grow_with_the_batch_that_is_asked_for() {
+        let config = ModelFiles::bundled().unwrap().config;
+        let requests = |n: usize| vec![Request::new(Canvas::prefix(&[1], 120)); n];
+        let bytes = |limits: Limits| {
+            Arena::<Machine>::bytes(&config, ArenaSize { tokens: limits.tokens, rows: limits.tokens }, 121)
+        };
+        let few = limits(&config, &requests(100), Some(3));
+        assert_eq!((few.sequences, few.tokens), (3, 3 * 121));
+        let many = limits(&config, &requests(20_000), Some(usize::MAX));
+        assert!(many.tokens > 2048 && bytes(many) <= ACTIVATIONS + ACTIVATIONS / 8, "{many:?}");
+        // One sequence always fits.
+        let wide = ModelConfig { width: 1 << 20, ..config.clone() };
+        assert_eq!(limits(&wide, &requests(9), None).tokens, 121);
+        assert!(limits(&config, &requests(9), None).tokens <= ROWS);
+    }
 }

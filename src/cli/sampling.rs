@@ -148,6 +148,24 @@ impl Sampling {
         }
     }
 
+    /// The order of left-to-right decoding, which has none to choose.
+    fn no_order(&self) -> Result<Order> {
+        let stray = [
+            ("order", self.order.is_some()),
+            ("schedule", self.schedule.is_some()),
+            ("confidence-noise", self.confidence_noise.is_some()),
+            ("remask", self.remask == Some(true)),
+            ("threshold", self.threshold.is_some()),
+            ("block-length", self.block_length.is_some()),
+        ];
+        match stray.iter().find(|(_, given)| *given) {
+            None => Ok(Order::Random),
+            Some((name, _)) => Err(Error::request(format!(
+                "--{name} has no meaning with --ar, which goes from left to right; leave one of them out"
+            ))),
+        }
+    }
+
     /// The request for `canvas`. An end-of-sequence token ends the text only where the canvas ends
     /// in a gap: given text is never cut off.
     ///
@@ -171,7 +189,7 @@ impl Sampling {
             return Err(Error::request(format!("--top-p {top_p}: expected more than 0, at most 1")));
         }
         let open = canvas.fixed().last() == Some(&false);
-        let order = if self.autoregressive() { Order::Random } else { self.order()? };
+        let order = if self.autoregressive() { self.no_order()? } else { self.order()? };
         let mut request = Request::new(canvas);
         request.steps = steps;
         request.order = order;
@@ -266,6 +284,9 @@ mod tests {
             (r#"{"top_p":0}"#, "--top-p"),
             (r#"{"greedy":true,"temperature":0.7}"#, "--greedy"),
             (r#"{"order":"confidence","confidence_noise":-1}"#, "--confidence-noise"),
+            (r#"{"ar":true,"threshold":0.5}"#, "--threshold"),
+            (r#"{"ar":true,"order":"random"}"#, "--order"),
+            (r#"{"ar":true,"block_length":4}"#, "--block-length"),
         ] {
             assert!(refused(line).contains(flag), "{line}: {}", refused(line));
         }

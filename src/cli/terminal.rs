@@ -96,6 +96,14 @@ pub fn print(text: &str) -> Result<()> {
         .map_err(|e| Error::io("write", "standard output", e))
 }
 
+/// [`print`] of a generated text: as it is, but on a terminal nothing in it may act on the screen.
+///
+/// # Errors
+/// As [`print`].
+pub fn show_text(text: &str, terminal: Terminal) -> Result<()> {
+    if terminal.stdout { print(&printable(text)) } else { print(text) }
+}
+
 /// [`print`] with a line end.
 ///
 /// # Errors

@@ -44,10 +44,10 @@ impl Form {
 }
 
 /// One recorded sample.
-pub struct Run<'a> {
+pub struct Run {
     pub label: String,
-    pub request: &'a Request,
-    pub trace: &'a Trace,
+    pub request: Request,
+    pub trace: Trace,
     /// What `--json` prints for the sample, or an object with `error`.
     pub result: Value,
 }
@@ -55,7 +55,7 @@ pub struct Run<'a> {
 /// A trace to be written.
 pub struct Recording<'a> {
     pub model: &'a str,
-    pub runs: Vec<Run<'a>>,
+    pub runs: &'a [Run],
     /// Spells a token.
     pub piece: &'a dyn Fn(u32) -> String,
     /// Whether a token is a special one, shown apart from text.
@@ -100,12 +100,12 @@ impl Recording<'_> {
             out.push('\n');
         };
         for (sample, run) in self.runs.iter().enumerate() {
-            let r = run.request;
+            let r = &run.request;
             line(json!({
                 "type": "header", "sample": sample, "lacuna": env!("CARGO_PKG_VERSION"), "model": self.model,
                 "seed": r.seed, "sequence": r.sequence, "steps": run.trace.total_steps(), "order": order_name(r),
                 "temperature": decimal(r.temperature), "top_p": decimal(r.top_p), "top_k": r.top_k, "canvas": run.trace.given(),
-                "fixed": r.canvas.fixed(), "pieces": self.pieces(run.trace),
+                "fixed": r.canvas.fixed(), "pieces": self.pieces(&run.trace),
             }));
             for step in run.trace.steps() {
                 let mut value = json!({"type": "step", "sample": sample});
@@ -134,8 +134,8 @@ impl Recording<'_> {
         }
     }
 
-    fn page_run(&self, run: &Run<'_>) -> Value {
-        let (r, trace) = (run.request, run.trace);
+    fn page_run(&self, run: &Run) -> Value {
+        let (r, trace) = (&run.request, &run.trace);
         let steps: Vec<PageStep<'_>> = trace
             .steps()
             .iter()
@@ -188,10 +188,10 @@ mod tests {
 
     fn with(result: Value, check: impl FnOnce(&Recording<'_>)) {
         let (request, trace) = recorded();
-        let run = Run { label: "sample 1".into(), request: &request, trace: &trace, result };
+        let run = Run { label: "sample 1".into(), request, trace, result };
         check(&Recording {
             model: "a & <b>",
-            runs: vec![run],
+            runs: &[run],
             piece: &|id| if id == 4 { "</script><!--".into() } else { format!("<{id}>") },
             special: &|id| id == 7,
         });

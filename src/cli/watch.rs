@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use super::interrupt::Interrupt;
 use super::terminal::{Style, Terminal, printable, show_cursor};
 use crate::sample::Step;
 
@@ -37,14 +38,16 @@ impl Look {
     }
 }
 
-/// The text a cell is drawn as. Without colours, what was just committed stands in brackets.
+/// The text a cell is drawn as. Without colours, what was just committed stands in brackets. A tab
+/// is as wide as two spaces, wherever it stands.
 fn shape(look: Look, text: &str, color: bool) -> String {
+    let text = || printable(text).replace('\t', "  ");
     match look {
         Look::Masked => " ░░".to_owned(),
         Look::Remasked => " ▒▒".to_owned(),
-        Look::Given | Look::Committed => printable(text),
+        Look::Given | Look::Committed => text(),
         Look::Fresh => {
-            let text = printable(text);
+            let text = text();
             let body = text.trim_start_matches([' ', '\n']);
             let lead = &text[..text.len() - body.len()];
             let shown = lead.replace('\n', "↵\n");
@@ -201,17 +204,40 @@ pub struct Watch<'a> {
     next: Option<Instant>,
     drawn: usize,
     seen: usize,
+    interrupt: Interrupt,
 }
 
+/// How long Ctrl-C may go unheard between two frames.
+const HEARING: Duration = Duration::from_millis(50);
+
 impl<'a> Watch<'a> {
-    /// `piece` spells a token; `fps` 0 draws as fast as the model is.
-    pub fn new(piece: impl Fn(u32) -> String + Send + 'a, terminal: Terminal, fps: f64) -> Self {
+    /// `piece` spells a token; `fps` 0 draws as fast as the model is. `interrupt` ends a pause.
+    pub fn new(
+        piece: impl Fn(u32) -> String + Send + 'a,
+        terminal: Terminal,
+        fps: f64,
+        interrupt: Interrupt,
+    ) -> Self {
         let pause = if fps > 0.0 && terminal.live {
             Duration::try_from_secs_f64(1.0 / fps).unwrap_or_default()
         } else {
             Duration::ZERO
         };
-        Self { piece: Box::new(piece), terminal, pause, next: None, drawn: 0, seen: 0 }
+        Self { piece: Box::new(piece), terminal, pause, next: None, drawn: 0, seen: 0, interrupt }
+    }
+
+    /// Waits until the next frame is due, or Ctrl-C. Returns how long that was.
+    fn pause(&self) -> Duration {
+        let start = Instant::now();
+        let Some(next) = self.next else { return Duration::ZERO };
+        while !self.interrupt.raised() {
+            let left = next.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            std::thread::sleep(left.min(HEARING));
+        }
+        start.elapsed()
     }
 
     /// Shows a step. Returns how long it slept, which is no part of the work's time.
@@ -229,17 +255,13 @@ impl<'a> Watch<'a> {
         if canvas.len() > room {
             let hidden = canvas.len() - room + 1;
             canvas.truncate(room - 1);
-            canvas.push(format!("... {hidden} more lines"));
+            canvas.push(format!("... {hidden} more lines").chars().take(width).collect());
         }
         lines.append(&mut canvas);
         lines.push(legend(self.terminal.color, width));
-        let mut slept = Duration::ZERO;
-        if let Some(next) = self.next {
-            slept = next.saturating_duration_since(Instant::now());
-            std::thread::sleep(slept);
-        }
+        let slept = self.pause();
         self.draw(&lines);
-        self.next = Some(Instant::now() + self.pause);
+        self.next = Instant::now().checked_add(self.pause);
         slept
     }
 
@@ -394,5 +416,12 @@ mod tests {
     fn escape_sequences_in_tokens_are_disarmed() {
         let all = [cell(Look::Committed, "\x1b[2J"), cell(Look::Fresh, "\x07")];
         assert!(!layout(&all, 40, false).concat().contains(['\x1b', '\x07']));
+    }
+
+    #[test]
+    fn a_tab_counts_as_the_columns_it_takes() {
+        let all: Vec<Cell> = (0..9).map(|_| cell(Look::Committed, "\tab")).collect();
+        let lines = layout(&all, 10, false);
+        assert!(lines.iter().all(|l| l.width() <= 10 && !l.contains('\t')), "{lines:?}");
     }
 }

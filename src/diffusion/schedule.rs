@@ -1,6 +1,9 @@
 //! Time: how much is masked at time t, how a loss at time t counts, and how many positions are
 //! still masked after a step.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::rng::{Purpose, Rng};
 
 /// The least time that training and evaluation draw, so that 1/t stays bounded.
@@ -57,6 +60,22 @@ impl Counts {
             }
         }
     }
+
+    /// The first step k, 0-based and not before `from`, after which fewer than `masked` of `total`
+    /// positions are masked; the last step when there is none. By bisection: step counts may be
+    /// far larger than the number of positions.
+    pub fn next_commit(self, total: usize, masked: usize, from: usize, steps: usize) -> usize {
+        let (mut low, mut high) = (from, steps.saturating_sub(1).max(from));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.masked_after(total, middle + 1, steps) < masked {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        low
+    }
 }
 
 /// Shares `steps` out over blocks in proportion to their lengths, at least one for a block that is
@@ -71,29 +90,29 @@ pub fn share_steps(lengths: &[usize], steps: usize) -> Vec<usize> {
     }
     // One for each block first; then the rest goes where the exact share exceeds what is there most.
     let steps = steps.max(blocks);
-    let mut left = steps;
     for (share, &n) in shares.iter_mut().zip(lengths) {
         *share = ((n as u128 * steps as u128 / total) as usize).max(usize::from(n > 0));
-        left = left.saturating_sub(*share);
     }
-    let mut given: usize = shares.iter().sum();
-    while left > 0 || given > steps {
-        // The signed difference between the exact share and the given one, times `total`.
-        let gap = |b: usize| lengths[b] as i128 * steps as i128 - shares[b] as i128 * total as i128;
-        let filled = (0..lengths.len()).filter(|&b| lengths[b] > 0);
-        let chosen = if given > steps {
-            filled.filter(|&b| shares[b] > 1).min_by_key(|&b| gap(b))
-        } else {
-            filled.max_by_key(|&b| (gap(b), std::cmp::Reverse(b)))
-        };
-        let Some(b) = chosen else { break };
-        if given > steps {
+    let given: usize = shares.iter().sum();
+    // The signed difference between the exact share and the given one, times `total`.
+    let gap = |share: usize, b: usize| lengths[b] as i128 * steps as i128 - share as i128 * total as i128;
+    if given > steps {
+        let surplus = (0..lengths.len()).filter(|&b| shares[b] > 1);
+        let mut order: BinaryHeap<_> = surplus.map(|b| (Reverse(gap(shares[b], b)), Reverse(b))).collect();
+        for _ in steps..given {
+            let Some((_, Reverse(b))) = order.pop() else { break };
             shares[b] -= 1;
-            given -= 1;
-        } else {
+            if shares[b] > 1 {
+                order.push((Reverse(gap(shares[b], b)), Reverse(b)));
+            }
+        }
+    } else {
+        let filled = (0..lengths.len()).filter(|&b| lengths[b] > 0);
+        let mut order: BinaryHeap<_> = filled.map(|b| (gap(shares[b], b), Reverse(b))).collect();
+        for _ in given..steps {
+            let Some((_, Reverse(b))) = order.pop() else { break };
             shares[b] += 1;
-            given += 1;
-            left -= 1;
+            order.push((gap(shares[b], b), Reverse(b)));
         }
     }
     shares

@@ -46,9 +46,15 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As [`ModelFiles::open`] and [`hub::resolve`]; [`Error::Io`] for what looks like a path and
-    /// does not exist.
+    /// does not exist; [`Error::Request`] for an empty name.
     pub fn find(spec: Option<&str>) -> Result<Self> {
         let Some(spec) = spec else { return Self::bundled() };
+        if spec.trim().is_empty() {
+            return Err(Error::request(
+                "the model's name is empty: give a folder or a Hugging Face id; for the bundled model leave \
+                 --model out and LACUNA_MODEL unset",
+            ));
+        }
         let path = Path::new(spec);
         if path.exists() {
             return Self::open(path);

@@ -16,7 +16,7 @@ mod tokenizer;
 
 pub use checkpoint::Checkpoint;
 pub use files::ModelFiles;
-pub use output::AtomicFile;
+pub use output::{AtomicFile, is_device, is_same};
 pub use special::{SpecialId, SpecialIds};
 pub use tokenizer::Tokenizer;
 

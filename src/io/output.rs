@@ -33,15 +33,15 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self> {
         let fail = |e| Error::io("write", path, e);
         // A link is followed, so that it stays a link.
+        if is_device(path) {
+            let file = fs::OpenOptions::new().write(true).open(path).map_err(fail)?;
+            return Ok(Self { target: path.to_path_buf(), to: Target::Direct(file) });
+        }
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let existing = fs::metadata(&target).ok();
         if let Some(meta) = &existing {
             if meta.is_dir() {
                 return Err(fail(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder; name a file")));
-            }
-            if !meta.is_file() {
-                let file = fs::OpenOptions::new().write(true).open(&target).map_err(fail)?;
-                return Ok(Self { target, to: Target::Direct(file) });
             }
             if meta.permissions().readonly() {
                 return Err(fail(io::Error::new(io::ErrorKind::PermissionDenied, "it is read-only")));
@@ -67,6 +67,15 @@ impl AtomicFile {
         }
         let file = builder.tempfile_in(folder).map_err(|e| fail(plain(e)))?;
         Ok(Self { target, to: Target::Temporary(file) })
+    }
+
+    /// Finds out whether `path` could be written, and leaves nothing behind. What is neither a
+    /// file nor a folder is not opened: the reader of a pipe would take that for the end.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::create`].
+    pub fn probe(path: &Path) -> Result<()> {
+        if is_device(path) { Ok(()) } else { Self::create(path).map(drop) }
     }
 
     /// The file that will appear.
@@ -96,17 +105,30 @@ impl AtomicFile {
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.to {
-            Target::Temporary(file) => file.write(bytes),
+            Target::Temporary(file) => file.write(bytes).map_err(plain),
             Target::Direct(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.to {
-            Target::Temporary(file) => file.flush(),
+            Target::Temporary(file) => file.flush().map_err(plain),
             Target::Direct(file) => file.flush(),
         }
     }
+}
+
+/// Whether `path` is there and neither a file nor a folder: a pipe, a terminal, `/dev/stdout`.
+/// Nothing can be kept beside such a thing, and it cannot be replaced.
+pub fn is_device(path: &Path) -> bool {
+    let stream =
+        path.starts_with("/dev/fd") || ["/dev/stdout", "/dev/stderr"].iter().any(|p| path == Path::new(p));
+    stream || fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir())
+}
+
+/// Whether two paths that exist are the same file or folder.
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The error without the name of the temporary file, which nobody asked for.

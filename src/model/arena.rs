@@ -60,17 +60,16 @@ impl Batch {
         self.push_at(ids, 0, wanted, None);
     }
 
-    /// Adds the tokens at positions `start ..` of a sequence, the rest of which is in `slot` of a
-    /// KV cache with room for `capacity` positions a slot.
+    /// Adds the tokens at positions `start ..` of a sequence whose position 0 is row `base` of a KV
+    /// cache; what comes before `start` is in the cache already.
     pub fn push_cached(
         &mut self,
         ids: &[u32],
         start: usize,
-        slot: usize,
-        capacity: usize,
+        base: usize,
         wanted: impl IntoIterator<Item = u32>,
     ) {
-        self.push_at(ids, start, wanted, Some((slot, capacity)));
+        self.push_at(ids, start, wanted, Some(base));
     }
 
     fn push_at(
@@ -78,15 +77,14 @@ impl Batch {
         ids: &[u32],
         start: usize,
         wanted: impl IntoIterator<Item = u32>,
-        cache: Option<(usize, usize)>,
+        cache: Option<usize>,
     ) {
         let first = self.ids.len();
         self.ids.extend_from_slice(ids);
         self.positions.extend((start..start + ids.len()).map(|p| p as u32));
         let (k_start, k_len) = match cache {
             None => (first, ids.len()),
-            Some((slot, capacity)) => {
-                let base = slot * capacity;
+            Some(base) => {
                 self.cache_rows.extend((base + start..base + start + ids.len()).map(|r| r as u32));
                 (base, start + ids.len())
             }

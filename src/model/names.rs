@@ -1,6 +1,8 @@
 //! From the names of a checkpoint to the parameters of a network: the name schemes in which
 //! GPT-2, LLaMA, DiffuGPT and DiffuLLaMA weights exist, with every shape checked.
 
+use std::collections::{HashMap, HashSet};
+
 use serde::Serialize;
 
 use crate::config::{Family, ModelConfig};
@@ -98,12 +100,16 @@ pub struct Layout {
     pub parameters: u64,
     /// The head is the embedding matrix.
     pub tied: bool,
+    /// Places in `entries`, by parameter: a file may hold very many tensors.
+    #[serde(skip)]
+    places: HashMap<String, usize>,
 }
 
 impl Layout {
     /// The tensor name of a parameter.
     pub fn tensor(&self, parameter: &str) -> Option<&str> {
-        self.entries.iter().find(|e| e.parameter == parameter).map(|e| e.tensor.as_str())
+        let place = *self.places.get(parameter)?;
+        self.entries.get(place).map(|e| e.tensor.as_str())
     }
 }
 
@@ -139,8 +145,9 @@ pub fn layout(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Layout> {
     }
     let Builder { entries, parameters, .. } = b;
     let mut ignored = Vec::new();
+    let used: HashSet<&str> = entries.iter().map(|e| e.tensor.as_str()).collect();
     for (name, _) in checkpoint.iter() {
-        if entries.iter().any(|e| e.tensor == name) {
+        if used.contains(name) {
             continue;
         }
         match reason_to_ignore(name, scheme, tied) {
@@ -155,7 +162,8 @@ pub fn layout(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Layout> {
             }
         }
     }
-    Ok(Layout { scheme, entries, ignored, parameters, tied })
+    let places = entries.iter().enumerate().map(|(at, e)| (e.parameter.clone(), at)).collect();
+    Ok(Layout { scheme, entries, ignored, parameters, tied, places })
 }
 
 fn reason_to_ignore(name: &str, scheme: NameScheme, tied: bool) -> Option<&'static str> {

@@ -12,7 +12,8 @@ use crate::rng::{Purpose, Rng};
 /// A sequence being decoded.
 struct Line {
     request: usize,
-    slot: usize,
+    /// Row of position 0 in the KV cache.
+    base: usize,
     ids: Vec<u32>,
     masked: Vec<bool>,
     /// Positions whose keys and values are in the cache.
@@ -26,6 +27,8 @@ struct Line {
     /// The last known token ends the sequence.
     ended: bool,
     done: bool,
+    /// Token that must not be drawn, or [`NO_TOKEN`].
+    suppress: u32,
 }
 
 impl<B: Forward + Unmask> Sampler<B> {
@@ -51,7 +54,7 @@ impl<B: Forward + Unmask> Sampler<B> {
                     results.put(index, Err(Error::Cancelled));
                     continue;
                 }
-                match self.line(index, &requests[index], lines.len()) {
+                match self.line(index, &requests[index], tokens) {
                     Err(error) => results.put(index, Err(error)),
                     Ok(line) => {
                         tokens += length;
@@ -64,16 +67,16 @@ impl<B: Forward + Unmask> Sampler<B> {
         Ok(())
     }
 
-    fn line(&self, request: usize, of: &Request, slot: usize) -> Result<Line> {
+    fn line(&self, request: usize, of: &Request, base: usize) -> Result<Line> {
         self.check_length(of.canvas.len())?;
         self.check_ids(of)?;
-        check_drawing(of)?;
+        check_drawing(of.temperature, of.top_p)?;
         let (given, gap) = prefix_of(&of.canvas)?;
         let length = given + gap;
         let masked = of.canvas.fixed().iter().map(|f| !f).collect();
         Ok(Line {
             request,
-            slot,
+            base,
             ids: of.canvas.ids().to_vec(),
             masked,
             cached: 0,
@@ -84,6 +87,7 @@ impl<B: Forward + Unmask> Sampler<B> {
             nfe: 0,
             ended: false,
             done: gap == 0,
+            suppress: self.suppressed(of),
         })
     }
 
@@ -93,9 +97,9 @@ impl<B: Forward + Unmask> Sampler<B> {
         mut lines: Vec<Line>,
         results: &mut Results<'_>,
     ) -> Result<()> {
-        let Some(capacity) = lines.iter().map(|l| l.ids.len()).max() else { return Ok(()) };
         let model = self.model.clone();
-        let mut cache = KvCache::new(model.backend(), model.config(), lines.len(), capacity)?;
+        let rows = lines.iter().map(|l| l.ids.len()).sum();
+        let mut cache = KvCache::new(model.backend(), model.config(), rows)?;
         let eos = model.special().eos.as_ref().map_or(NO_TOKEN, |e| e.id);
         loop {
             let mut at = 0;
@@ -116,7 +120,7 @@ impl<B: Forward + Unmask> Sampler<B> {
             self.params.clear();
             for line in &lines {
                 let new = &line.ids[line.cached..line.known];
-                self.batch.push_cached(new, line.cached, line.slot, capacity, [new.len() as u32 - 1]);
+                self.batch.push_cached(new, line.cached, line.base, [new.len() as u32 - 1]);
                 let request = &requests[line.request];
                 let step = (line.known - line.given) as u32;
                 let rng = Rng::new(request.seed);
@@ -124,7 +128,7 @@ impl<B: Forward + Unmask> Sampler<B> {
                     temperature: request.temperature,
                     top_p: request.top_p,
                     top_k: request.top_k,
-                    suppress: NO_TOKEN,
+                    suppress: line.suppress,
                     uniform: rng.uniform(Purpose::Token, request.sequence, step, line.known as u32),
                     confidence: Confidence::MaxProb,
                     given: NO_TOKEN,

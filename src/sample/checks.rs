@@ -16,7 +16,7 @@ pub(super) fn check(request: &Request, rules: Rules, given_noise: bool) -> Resul
     if *steps == 0 || *steps > u32::MAX as usize {
         return fail(format!("steps must be 1 to {}, got {steps}", u32::MAX));
     }
-    check_drawing(request)?;
+    check_drawing(request.temperature, request.top_p)?;
     if request.block_length == Some(0) {
         return fail("block length must be at least 1".into());
     }
@@ -58,8 +58,7 @@ pub(super) fn prefix_of(canvas: &Canvas) -> Result<(usize, usize)> {
 }
 
 /// Refuses a temperature or a top-p that is no such thing.
-pub(super) fn check_drawing(request: &Request) -> Result<()> {
-    let Request { temperature, top_p, .. } = *request;
+pub(super) fn check_drawing(temperature: f32, top_p: f32) -> Result<()> {
     if !(temperature.is_finite() && temperature >= 0.0) {
         return Err(Error::Request(format!(
             "temperature must be a number from 0 (greedy) up, got {temperature}"

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::checks::check_drawing;
 use super::request::{Canvas, Order, Request};
 use super::running::GivenNoise;
 use super::sampler::{Limits, Sampler};
@@ -57,6 +58,7 @@ pub struct PlainOutput {
 
 impl PlainInput {
     fn check(&self, options: &PlainOptions, vocab: usize) -> Result<()> {
+        check_drawing(options.temperature, options.top_p)?;
         let n = self.batch.checked_mul(self.length).unwrap_or(0);
         let t = options.steps;
         if n == 0 || t == 0 {
@@ -66,8 +68,8 @@ impl PlainInput {
             )));
         }
         let greedy = options.temperature == 0.0 || options.confidence;
-        let draws = if greedy { 0 } else { t * n };
-        let reveals = if options.confidence { 0 } else { (t - 1) * n };
+        let draws = if greedy { 0 } else { t.saturating_mul(n) };
+        let reveals = if options.confidence { 0 } else { (t - 1).saturating_mul(n) };
         let sizes = [
             ("x", self.x.len(), n),
             ("src_mask", self.src.len(), n),
@@ -114,7 +116,7 @@ pub fn plain_loop<B: Forward + Unmask>(
     let mut xt: Vec<u32> = (0..n).map(|i| if masked[i] { options.mask_id } else { input.x[i] }).collect();
     let mut x0 = xt.clone();
     let mut scores = vec![0.0f32; n];
-    let mut out = PlainOutput { xt: Vec::new(), x0: Vec::new(), result: Vec::new() };
+    let mut out = PlainOutput { xt: room(steps, n)?, x0: room(steps, n)?, result: Vec::new() };
     for k in 0..steps {
         if k > 0 {
             let left = steps - k;
@@ -216,6 +218,18 @@ pub fn planned<B: Forward + Unmask>(
         all.extend(sampler.denoise_given(&request, GivenNoise { plan, draws })?.ids);
     }
     Ok(without_first(&all, l, options.shift))
+}
+
+/// Room for the ids of all steps.
+fn room(steps: usize, n: usize) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    let reserved = steps.checked_mul(n).is_some_and(|len| ids.try_reserve_exact(len).is_ok());
+    reserved.then_some(ids).ok_or_else(|| Error::Memory {
+        what: format!("the record of {steps} steps of {n} positions"),
+        needed: steps as u128 * n as u128 * size_of::<u32>() as u128,
+        limit: "more than there is".into(),
+        hint: "take fewer steps or rows".into(),
+    })
 }
 
 fn without_first(ids: &[u32], length: usize, shift: bool) -> Vec<u32> {

@@ -231,12 +231,13 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Mean log probability of the filled tokens of the text, in nats a token: the per-token score.
+    /// Mean log probability of the filled tokens of the text, in nats a token: the per-token score;
+    /// 0 when there are none.
     pub fn score(&self) -> f64 {
         let (mut sum, mut n) = (0.0, 0usize);
-        for i in 0..self.end {
-            if self.committed_at[i] > 0 {
-                sum += f64::from(self.log_prob[i]);
+        for (&step, &log_prob) in self.committed_at.iter().zip(&self.log_prob).take(self.end) {
+            if step > 0 {
+                sum += f64::from(log_prob);
                 n += 1;
             }
         }

@@ -185,18 +185,19 @@ impl Running {
                 }
                 // Skip steps whose share of commits is none.
                 while let Some(b) = self.blocks.get(self.block) {
-                    if self.step >= b.first + b.steps {
+                    let over = b.first + b.steps;
+                    let total = b.free.len();
+                    let masked = count_masked(&self.free[b.free.clone()], &self.masked);
+                    if self.step >= over || masked == 0 {
+                        self.step = self.step.max(over);
                         self.block += 1;
                         continue;
                     }
-                    let n = self.step - b.first + 1;
-                    let total = b.free.len();
-                    let masked = count_masked(&self.free[b.free.clone()], &self.masked);
-                    let moving = masked > schedule.masked_after(total, n, b.steps);
-                    if moving || (*remask && masked < total && masked > 0) {
-                        break;
+                    if !*remask || masked == total {
+                        let done = self.step - b.first;
+                        self.step = b.first + schedule.next_commit(total, masked, done, b.steps);
                     }
-                    self.step += 1;
+                    break;
                 }
                 let remask = *remask;
                 self.need_block(remask);

@@ -262,14 +262,22 @@ impl<B: Forward + Unmask> Sampler<B> {
                 vocab.saturating_sub(1)
             )));
         }
-        let dedicated = model.mask_is_dedicated() && own == Some(mask_id);
-        let suppress = request.suppress_mask.unwrap_or(dedicated);
         Ok(Rules {
             shift: request.shift.unwrap_or(model.shift()),
             mask_id,
-            suppress: if suppress { mask_id } else { NO_TOKEN },
+            suppress: self.suppressed(request),
             eos: model.special().eos.as_ref().map_or(NO_TOKEN, |e| e.id),
         })
+    }
+
+    /// The mask token where it must not be drawn, else [`NO_TOKEN`].
+    pub(super) fn suppressed(&self, request: &Request) -> u32 {
+        let model = &self.model;
+        let own = model.special().mask.as_ref().map(|m| m.id);
+        let mask = request.mask_id.or(own);
+        let dedicated = model.mask_is_dedicated() && own == mask;
+        let known = mask.filter(|&id| (id as usize) < model.config().vocab_size);
+        known.filter(|_| request.suppress_mask.unwrap_or(dedicated)).unwrap_or(NO_TOKEN)
     }
 
     /// One step of everything in flight: one forward pass, the head and the draws on needed rows only.

@@ -1,7 +1,9 @@
 //! A line of a batch: which text, and how.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::cli::infill::around;
@@ -44,7 +46,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Line> {
         expected: expected.to_owned(),
         got,
     };
-    let mut object: Map<String, Value> = serde_json::from_str(text)
+    let Object(mut object) = serde_json::from_str(text)
         .map_err(|e| wrong("the line", "a JSON object such as {\"prompt\": \"To be\"}", format!("{e}")))?;
     let id = object.remove("id");
     let mut string = |key: &str| match object.remove(key) {
@@ -82,6 +84,32 @@ pub fn parse(text: &str, origin: &str) -> Result<Line> {
         return Err(wrong("`length`", "it with a prompt only; a gap has its own length", "a gap".into()));
     }
     Ok(Line { id, source, choices })
+}
+
+/// A JSON object in which no key appears twice: of two values one would be ignored unseen.
+struct Object(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Object;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Object, A::Error> {
+                let mut map = Map::new();
+                while let Some((key, value)) = entries.next_entry::<String, Value>()? {
+                    if map.contains_key(&key) {
+                        return Err(A::Error::custom(format_args!("the key `{key}` twice")));
+                    }
+                    map.insert(key, value);
+                }
+                Ok(Object(map))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
 }
 
 /// A gap length: a number, or a string as in a mark.
@@ -130,6 +158,7 @@ mod tests {
             (r#"{"prompt": "a", "text": "b[[gap:1]]"}"#, "several"),
             (r#"{"text": "b[[gap:1]]", "length": 3}"#, "length"),
             (r#"{"order": "sideways"}"#, "sideways"),
+            (r#"{"length": 3, "length": 4}"#, "`length` twice"),
             ("[1]", "object"),
             ("{\"a\"", "object"),
         ] {

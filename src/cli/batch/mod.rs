@@ -23,7 +23,7 @@ use super::sampling::Sampling;
 use super::terminal::{note, println};
 use super::{device, run as driver};
 use crate::error::{Error, Result};
-use crate::io::ModelFiles;
+use crate::io::{ModelFiles, is_device, is_same};
 use crate::sample::{Request, Sampler};
 
 /// The arguments of `batch`.
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, short, value_name = "OUT.jsonl", default_value = "-", help_heading = "Output")]
     pub output: PathBuf,
 
-    /// Most sequences to denoise at a time [default: as many as 2048 tokens hold]
+    /// Most sequences to denoise at a time, as memory allows [default: as many as 2048 tokens hold]
     #[arg(long, short, value_name = "N", help_heading = "Batch")]
     pub batch: Option<NonZeroUsize>,
 
@@ -97,6 +97,12 @@ Examples:
   lacuna batch in.jsonl -o out.jsonl --resume
   echo '{\"prompt\": \"KING:\", \"length\": 20}' | lacuna batch --seed 3";
 
+/// Requests are prepared and run in rounds, so that memory does not grow with the number of lines:
+/// so many positions make a round,
+const ROUND: usize = 1 << 20;
+/// and a request counts as so many beside its own.
+const REQUEST: usize = 64;
+
 /// Runs `batch`.
 ///
 /// # Errors
@@ -104,75 +110,97 @@ Examples:
 /// Ctrl-C, when what is done has been kept.
 pub fn run(args: Args, context: &Context) -> Result<()> {
     let to_file = args.output != Path::new("-");
-    if args.resume && !to_file {
+    if args.resume && (!to_file || is_device(&args.output)) {
         return Err(Error::request("--resume goes on with a file; name it with -o OUT.jsonl"));
     }
     let (name, text) = read(&args.input)?;
     let mut defaults = args.sampling.sampling(&args.model);
     defaults.length = args.length;
-    device::machine(&args.model.device)?;
+    device::check(&args.model.device)?;
     let files = ModelFiles::find(args.model.model.as_deref())?;
     let speller = Speller::new(&files);
     let lines: Vec<(usize, &str)> =
         text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()).map(|(n, l)| (n + 1, l)).collect();
+    let prepare = |number: usize, text: &str| {
+        prepare(text, &format!("{name} line {number}"), &files, &defaults, args.max_candidates)
+    };
 
     if args.strict {
         for &(number, text) in &lines {
-            let origin = format!("{name} line {number}");
-            prepare(text, &origin, &files, &defaults, args.max_candidates)?;
+            prepare(number, text).map_err(|error| match error {
+                Error::Request(message) => Error::request(format!("{name} line {number}: {message}")),
+                error => error,
+            })?;
         }
     }
 
-    let mut sink = if to_file {
+    context.interrupt.hold();
+    let kept = to_file && !is_device(&args.output);
+    let mut sink = if kept {
+        if is_same(&args.input, &args.output) {
+            return Err(Error::request(format!(
+                "{} is the input: it would be lost; write to another file",
+                args.output.display()
+            )));
+        }
         let choices = format!("{defaults:?} {}", args.max_candidates);
         let work = fingerprint(&[text.as_bytes(), files.name.as_bytes(), choices.as_bytes()]);
         Sink::File(Journal::open(&args.output, work, args.resume, args.unordered)?)
+    } else if to_file {
+        Sink::device(&args.output, args.unordered)?
     } else {
         Sink::stdout(args.unordered)
     };
     let (done, mut failed): (HashSet<usize>, usize) = match &sink {
         Sink::File(journal) => (journal.done().iter().copied().collect(), journal.failed()),
-        Sink::Stdout { .. } => Default::default(),
+        Sink::Stream { .. } => Default::default(),
     };
-
-    let mut requests: Vec<Request> = Vec::new();
-    let mut jobs: Vec<Job> = Vec::new();
-    let mut bad = 0;
-    for (index, &(number, text)) in lines.iter().enumerate() {
-        if done.contains(&index) {
-            continue;
-        }
-        let origin = format!("{name} line {number}");
-        match prepare(text, &origin, &files, &defaults, args.max_candidates) {
-            Ok((line, mine)) => {
-                jobs.push(Job::new(index, number, line, requests.len(), mine.len()));
-                requests.extend(mine);
-            }
-            Err(error) => {
-                failed += 1;
-                bad += 1;
-                sink.put(index, &tap::failure(line::id_of(text), number, &error))?;
-            }
-        }
-    }
     if !args.quiet && !done.is_empty() {
         note(&format!("{} of {} results are there already", done.len(), lines.len()));
     }
 
     let mut totals = tap::Totals::default();
-    let mut interrupted = context.interrupt.raised();
-    if !requests.is_empty() && !interrupted {
-        let model = device::load(&args.model.device, &files, context)?;
-        let limits = driver::limits(&requests, args.batch.map(NonZeroUsize::get));
-        let mut sampler = Sampler::new(Arc::clone(&model), limits)?;
-        let bar = context.progress(jobs.len() as u64, args.quiet);
-        let mut tap = Tap::new(&requests, jobs, speller, &files.name, context, &mut sink, bar);
-        let results = sampler.generate_with(&requests, &mut tap)?;
-        totals = tap.finish(results)?;
-        interrupted = totals.interrupted;
+    let mut bad = 0;
+    let mut model = None;
+    let bar = context.progress((lines.len() - done.len().min(lines.len())) as u64, args.quiet);
+    let mut rest = lines.iter().enumerate().filter(|(index, _)| !done.contains(index)).peekable();
+    while rest.peek().is_some() && !totals.interrupted {
+        let mut requests: Vec<Request> = Vec::new();
+        let mut jobs: Vec<Job> = Vec::new();
+        let mut weight = 0;
+        while weight < ROUND
+            && let Some((index, &(number, text))) = rest.next()
+        {
+            match prepare(number, text) {
+                Ok((line, mine)) => {
+                    weight += mine.iter().map(|r| r.canvas.len() + REQUEST).sum::<usize>();
+                    jobs.push(Job::new(index, number, line, requests.len(), mine.len()));
+                    requests.extend(mine);
+                }
+                Err(error) => {
+                    bad += 1;
+                    bar.inc(1);
+                    sink.put(index, &tap::failure(line::id_of(text), number, &error))?;
+                }
+            }
+        }
+        if requests.is_empty() || context.interrupt.raised() {
+            totals.interrupted = context.interrupt.raised();
+            continue;
+        }
+        let model = match &model {
+            Some(model) => model,
+            None => model.insert(device::load(&args.model.device, &files, context)?),
+        };
+        let limits = driver::limits(&files.config, &requests, args.batch.map(NonZeroUsize::get));
+        let mut sampler = Sampler::new(Arc::clone(model), limits)?;
+        let mut tap = Tap::new(&requests, jobs, speller, &files.name, context, &mut sink, &bar, &mut totals);
+        sampler.generate_with(&requests, &mut tap)?;
+        tap.finish()?;
     }
-    failed += totals.failed;
-    if interrupted {
+    bar.finish_and_clear();
+    failed += bad + totals.failed;
+    if totals.interrupted {
         let written = done.len() + bad + totals.done + totals.failed;
         if let Some(part) = sink.stop()? {
             note(&format!(
@@ -242,13 +270,19 @@ fn prepare(
     Ok((line, requests))
 }
 
-/// The whole input, and its name for errors.
+/// The whole input, without a byte order mark, and its name for errors.
 fn read(path: &Path) -> Result<(String, String)> {
-    if path != Path::new("-") {
+    let (name, mut text) = if path == Path::new("-") {
+        let mut text = String::new();
+        let read = std::io::stdin().lock().read_to_string(&mut text);
+        read.map_err(|e| Error::io("read", "standard input", e))?;
+        ("standard input".to_owned(), text)
+    } else {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        return Ok((path.display().to_string(), text));
+        (path.display().to_string(), text)
+    };
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
     }
-    let mut text = String::new();
-    std::io::stdin().lock().read_to_string(&mut text).map_err(|e| Error::io("read", "standard input", e))?;
-    Ok(("standard input".into(), text))
+    Ok((name, text))
 }

@@ -3,7 +3,7 @@
 //! (`--resume`); the file itself appears at the end, whole.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,16 +19,44 @@ const SYNC: Duration = Duration::from_secs(1);
 
 /// Where results go.
 pub enum Sink {
-    /// Standard output; with `waiting`, in the order of the input.
-    Stdout { waiting: Option<InOrder> },
+    /// A stream, which cannot be taken back; with `waiting`, in the order of the input.
+    Stream { to: Stream, waiting: Option<InOrder> },
     /// A journal that becomes a file.
     File(Journal),
+}
+
+/// What results flow to.
+pub enum Stream {
+    Stdout,
+    /// A pipe, a terminal, `/dev/null`.
+    Device(File, PathBuf),
+}
+
+impl Stream {
+    fn line(&mut self, line: &str) -> Result<()> {
+        match self {
+            Stream::Stdout => println(line),
+            Stream::Device(file, path) => {
+                file.write_all(format!("{line}\n").as_bytes()).map_err(|e| Error::io("write", &*path, e))
+            }
+        }
+    }
 }
 
 impl Sink {
     /// Standard output.
     pub fn stdout(unordered: bool) -> Self {
-        Sink::Stdout { waiting: (!unordered).then(InOrder::default) }
+        Sink::Stream { to: Stream::Stdout, waiting: (!unordered).then(InOrder::default) }
+    }
+
+    /// What is at `path`: results flow into it at once.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be written to.
+    pub fn device(path: &Path, unordered: bool) -> Result<Self> {
+        let file = OpenOptions::new().write(true).open(path).map_err(|e| Error::io("open", path, e))?;
+        let to = Stream::Device(file, path.to_owned());
+        Ok(Sink::Stream { to, waiting: (!unordered).then(InOrder::default) })
     }
 
     /// Takes the result of input line `index` (0-based; blank lines do not count).
@@ -37,9 +65,9 @@ impl Sink {
     /// [`Error::Io`].
     pub fn put(&mut self, index: usize, value: &Value) -> Result<()> {
         match self {
-            Sink::Stdout { waiting: None } => println(&value.to_string()),
-            Sink::Stdout { waiting: Some(order) } => {
-                order.put(index, value.to_string()).iter().try_for_each(|l| println(l))
+            Sink::Stream { to, waiting: None } => to.line(&value.to_string()),
+            Sink::Stream { to, waiting: Some(order) } => {
+                order.put(index, value.to_string()).iter().try_for_each(|l| to.line(l))
             }
             Sink::File(journal) => journal.put(index, value),
         }
@@ -51,21 +79,21 @@ impl Sink {
     /// [`Error::Io`].
     pub fn finish(self) -> Result<()> {
         match self {
-            Sink::Stdout { .. } => Ok(()),
+            Sink::Stream { .. } => Ok(()),
             Sink::File(journal) => journal.finish(),
         }
     }
 
-    /// The work was stopped: what is done is kept. Returns where, if in a file; on standard output
+    /// The work was stopped: what is done is kept. Returns where, if in a file; to a stream
     /// results that waited for an earlier line are written now.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn stop(self) -> Result<Option<PathBuf>> {
         match self {
-            Sink::Stdout { waiting } => {
+            Sink::Stream { mut to, waiting } => {
                 let rest = waiting.map(|w| w.waiting).unwrap_or_default();
-                rest.values().try_for_each(|l| println(l)).map(|()| None)
+                rest.values().try_for_each(|l| to.line(l)).map(|()| None)
             }
             Sink::File(journal) => {
                 journal.sync()?;
@@ -111,18 +139,18 @@ impl Journal {
     /// mix the results of different runs.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Request`] when there is a journal already and `resume` is not set, or
-    /// it belongs to other work.
+    /// [`Error::Io`]; [`Error::Request`] when there is a journal already and `resume` is not set, it
+    /// belongs to other work, or another process is writing it.
     pub fn open(target: &Path, fingerprint: u64, resume: bool, unordered: bool) -> Result<Self> {
         // Whether the file can be written is found out before the work, not after it.
-        drop(AtomicFile::create(target)?);
+        AtomicFile::probe(target)?;
         let mut name = target.as_os_str().to_owned();
         name.push(".part");
         let path = PathBuf::from(name);
         let header = json!({"lacuna_batch": 1, "fingerprint": format!("{fingerprint:016x}")}).to_string();
         let fail = |e| Error::io("open", &path, e);
         let found = path.try_exists().map_err(fail)?;
-        if found && !resume {
+        if found && !resume && !is_locked(&path) {
             return Err(Error::request(format!(
                 "{} is there from a run that was stopped; go on with it by --resume, or delete it",
                 path.display()
@@ -135,6 +163,10 @@ impl Journal {
             .truncate(false)
             .open(&path)
             .map_err(fail)?;
+        // Not every file system has locks; without them two runs are not told apart.
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(Error::request(format!("another run is writing {} now", path.display())));
+        }
         let (done, failed) = if found { Self::read(&mut file, &path, &header)? } else { Default::default() };
         if file.stream_position().map_err(fail)? == 0 {
             file.write_all(format!("{header}\n").as_bytes()).map_err(fail)?;
@@ -230,7 +262,10 @@ impl Journal {
             let mut bytes = vec![0; n];
             reader.seek(SeekFrom::Start(at)).map_err(fail)?;
             std::io::Read::read_exact(&mut reader, &mut bytes).map_err(fail)?;
-            if let Some((_, value)) = std::str::from_utf8(&bytes).ok().and_then(|s| entry(s.trim_end())) {
+            // What was written is kept as it is: read as numbers and written again it might differ.
+            let line = std::str::from_utf8(&bytes).ok().map(str::trim_end);
+            let value = line.and_then(|l| l.split_once(',')).and_then(|(_, value)| value.strip_suffix(']'));
+            if let Some(value) = value {
                 writeln!(out, "{value}").map_err(|e| Error::io("write", &self.target, e))?;
             }
         }
@@ -238,6 +273,11 @@ impl Journal {
         drop(reader);
         std::fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, e))
     }
+}
+
+/// Whether a process has the file open as its journal.
+fn is_locked(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// A line of a journal: `[index, result]`.
@@ -301,6 +341,19 @@ mod tests {
         let target = dir.path().join("out.jsonl");
         put(Journal::open(&target, 1, false, true).unwrap(), &[(1, "b"), (0, "a")]).finish().unwrap();
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "{\"text\":\"b\"}\n{\"text\":\"a\"}\n");
+    }
+
+    #[test]
+    fn two_runs_do_not_write_one_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out.jsonl");
+        let first = Journal::open(&target, 1, false, false).unwrap();
+        for resume in [false, true] {
+            let message = Journal::open(&target, 1, resume, false).err().unwrap().to_string();
+            assert!(message.contains("another run"), "{message}");
+        }
+        put(first, &[(0, "a")]).finish().unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "{\"text\":\"a\"}\n");
     }
 
     #[test]

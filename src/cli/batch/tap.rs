@@ -25,7 +25,8 @@ pub struct Job {
     line: Line,
     first: usize,
     count: usize,
-    results: Vec<(usize, Result<Generation>, f64)>,
+    /// What is known so far: the request, its text or the object of its failure, seconds.
+    results: Vec<(usize, Result<Generation, Value>, f64)>,
 }
 
 impl Job {
@@ -35,7 +36,7 @@ impl Job {
     }
 }
 
-/// What a batch came to.
+/// What a batch has come to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub done: usize,
@@ -63,7 +64,7 @@ fn labelled(id: Option<Value>, number: usize, result: Value) -> Value {
     value
 }
 
-/// The observer of a batch.
+/// The observer of a round of a batch.
 pub struct Tap<'a> {
     requests: &'a [Request],
     jobs: Vec<Job>,
@@ -73,14 +74,16 @@ pub struct Tap<'a> {
     model: &'a str,
     context: &'a Context,
     sink: &'a mut Sink,
-    bar: ProgressBar,
-    totals: Totals,
+    bar: &'a ProgressBar,
+    /// Earlier rounds included.
+    totals: &'a mut Totals,
     started: Instant,
     clock: Clock,
     broken: Option<Error>,
 }
 
 impl<'a> Tap<'a> {
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         requests: &'a [Request],
         jobs: Vec<Job>,
@@ -88,7 +91,8 @@ impl<'a> Tap<'a> {
         model: &'a str,
         context: &'a Context,
         sink: &'a mut Sink,
-        bar: ProgressBar,
+        bar: &'a ProgressBar,
+        totals: &'a mut Totals,
     ) -> Self {
         let owner = jobs.iter().enumerate().flat_map(|(j, job)| std::iter::repeat_n(j, job.count)).collect();
         Self {
@@ -100,39 +104,32 @@ impl<'a> Tap<'a> {
             context,
             sink,
             bar,
-            totals: Totals::default(),
+            totals,
             started: Instant::now(),
             clock: Clock::new(requests.len()),
             broken: None,
         }
     }
 
-    /// Writes what was not reported while the batch ran, and adds up.
+    /// Adds the round's time.
     ///
     /// # Errors
     /// [`Error::Io`] when results could not be written.
-    pub fn finish(mut self, results: Vec<Result<Generation>>) -> Result<Totals> {
-        self.totals.seconds = self.started.elapsed().as_secs_f64();
-        self.bar.finish_and_clear();
-        for (request, result) in results.into_iter().enumerate() {
-            self.take(request, result);
-        }
+    pub fn finish(self) -> Result<()> {
+        self.totals.seconds += self.started.elapsed().as_secs_f64();
         match self.broken {
-            None | Some(Error::Cancelled) => {
-                self.totals.interrupted = self.broken.is_some();
-                Ok(self.totals)
+            None => Ok(()),
+            Some(Error::Cancelled) => {
+                self.totals.interrupted = true;
+                Ok(())
             }
             Some(error) => Err(error),
         }
     }
 
-    /// Takes the result of a request, once; a stopped one is left for another run.
-    fn take(&mut self, request: usize, result: Result<Generation>) {
+    /// Takes what came of a request, and writes the result of its line when that is whole.
+    fn take(&mut self, request: usize, result: Result<Generation, Value>) {
         let Some(job) = self.owner.get(request).and_then(|&j| self.jobs.get_mut(j)) else { return };
-        let known = job.results.iter().any(|(r, ..)| *r == request);
-        if known || matches!(result, Err(Error::Cancelled)) {
-            return;
-        }
         job.results.push((request, result, self.clock.seconds(request)));
         if job.results.len() < job.count {
             return;
@@ -140,27 +137,26 @@ impl<'a> Tap<'a> {
         let mut results = std::mem::take(&mut job.results);
         results.sort_by_key(|(r, ..)| *r);
         let seconds = results.iter().map(|(.., s)| *s).fold(0.0, f64::max);
-        let generations: Result<Vec<Generation>> = results.into_iter().map(|(_, g, _)| g).collect();
-        // What was taken stays known, without its content.
-        let (first, count) = (job.first, job.count);
-        job.results = (first..first + count).map(|r| (r, Err(Error::Cancelled), 0.0)).collect();
-        let (index, number, id) = (job.index, job.number, job.line.id.clone());
+        let generations: Result<Vec<Generation>, Value> = results.into_iter().map(|(_, g, _)| g).collect();
+        let (first, index, number, id) = (job.first, job.index, job.number, job.line.id.clone());
         let prompt = match &job.line.source {
             Source::Prompt(prompt) => prompt.clone(),
             Source::Gaps(_) => None,
         };
-        let value = generations.and_then(|g| self.record(first, &g, prompt.as_deref(), seconds));
-        let value = match value {
+        let record = |g: Vec<Generation>| {
+            self.record(first, &g, prompt.as_deref(), seconds).map_err(|e| record::failure(&e))
+        };
+        let value = match generations.and_then(record) {
             Ok(value) => {
                 self.totals.done += 1;
-                labelled(id, number, value)
+                value
             }
-            Err(error) => {
+            Err(failure) => {
                 self.totals.failed += 1;
-                failure(id, number, &error)
+                failure
             }
         };
-        if let Err(error) = self.sink.put(index, &value) {
+        if let Err(error) = self.sink.put(index, &labelled(id, number, value)) {
             self.broken = Some(error);
         }
         self.bar.inc(1);
@@ -194,7 +190,7 @@ impl Observer for Tap<'_> {
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
         self.clock.seen(step.request);
         if !self.bar.is_hidden() {
-            let seconds = self.started.elapsed().as_secs_f64();
+            let seconds = self.totals.seconds + self.started.elapsed().as_secs_f64();
             self.bar.set_message(format!("{:.0} tokens/s", rate(self.totals.tokens, seconds)));
         }
         if self.context.interrupt.raised() && self.broken.is_none() {
@@ -204,9 +200,12 @@ impl Observer for Tap<'_> {
     }
 
     fn done(&mut self, request: usize, result: &Result<Generation>) {
-        // What failed is taken, error and all, when the batch is over.
-        if let Ok(generation) = result {
-            self.take(request, Ok(generation.clone()));
+        match result {
+            // What was stopped is left for another run; after a failure to write nothing more is written.
+            _ if self.broken.as_ref().is_some_and(|e| !matches!(e, Error::Cancelled)) => {}
+            Err(Error::Cancelled) => {}
+            Ok(generation) => self.take(request, Ok(generation.clone())),
+            Err(error) => self.take(request, Err(record::failure(error))),
         }
     }
 }
