@@ -239,6 +239,8 @@ mod signals {
             let mut command = Command::new(program);
             command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = command.spawn().expect("started");
+            // Waiting for a child closes its input, unless somebody else holds it.
+            let _input = child.stdin.take();
             // A signal that comes before the program listens ends it too, without a word.
             std::thread::sleep(Duration::from_millis(300));
             interrupt(&child);
