@@ -4,16 +4,13 @@ use std::sync::Arc;
 
 use super::Context;
 use super::args::DeviceArgs;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, MAX_THREADS};
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::model::{LoadOptions, Model};
 
 /// What the command line computes on.
 pub type Machine = Cpu<f32>;
-
-/// Threads beyond which a wish is a slip of the keyboard: starting them takes minutes.
-const MOST_THREADS: usize = 1024;
 
 /// The machine that `--device` names.
 ///
@@ -30,8 +27,8 @@ pub fn machine(args: &DeviceArgs) -> Result<Machine> {
 /// [`Error::Request`] for a name that this build does not have, or too many threads.
 pub fn check(args: &DeviceArgs) -> Result<()> {
     match args.threads {
-        Some(n) if n.get() > MOST_THREADS => {
-            Err(Error::request(format!("--threads {n}: expected 1 to {MOST_THREADS}")))
+        Some(n) if n.get() > MAX_THREADS => {
+            Err(Error::request(format!("--threads {n}: expected 1 to {MAX_THREADS}")))
         }
         _ => check_name(&args.device),
     }
