@@ -30,8 +30,7 @@ impl<E: CpuElement, const M: usize> Kernel<E> for Few<'_, E, M> {
             4.. => self.columns::<S, 4, 2>(s),
             2.. if S::TILE_VECTORS == 2 => self.columns::<S, 2, 2>(s),
             2.. => self.columns::<S, 2, 1>(s),
-            1 => self.columns::<S, 1, 1>(s),
-            0 => unreachable!("the rows of a tile"),
+            _ => self.columns::<S, 1, 1>(s),
         }
     }
 }
