@@ -130,18 +130,8 @@ impl<B: Forward> Model<B> {
             mask,
             &mut arena.attended,
         )?;
-        residual(be, &layer.out, config.width, &arena.attended, tokens, &mut arena.x)?;
-        norm(be, config, &layer.mlp_norm, &arena.x, tokens, &mut arena.normed)?;
-        mlp(
-            be,
-            config,
-            &layer.mlp,
-            &arena.normed,
-            tokens,
-            &mut arena.inner,
-            arena.gated.as_mut(),
-            &mut arena.x,
-        )
+        let Arena { attended, normed, inner, gated, x, .. } = arena;
+        finish_block(be, config, layer, attended, tokens, normed, inner, gated.as_mut(), x)
     }
 
     /// The last block: keys and values of all rows, everything else for the wanted rows only.
@@ -195,18 +185,8 @@ impl<B: Forward> Model<B> {
             &mut arena.attended,
         )?;
         be.gather((&arena.x, dense), &arena.wanted, rows, config.width, &mut arena.picked)?;
-        residual(be, &layer.out, config.width, &arena.attended, rows, &mut arena.picked)?;
-        norm(be, config, &layer.mlp_norm, &arena.picked, rows, &mut arena.normed)?;
-        mlp(
-            be,
-            config,
-            &layer.mlp,
-            &arena.normed,
-            rows,
-            &mut arena.inner,
-            arena.gated.as_mut(),
-            &mut arena.picked,
-        )
+        let Arena { attended, normed, inner, gated, picked, .. } = arena;
+        finish_block(be, config, layer, attended, rows, normed, inner, gated.as_mut(), picked)
     }
 }
 
@@ -305,19 +285,24 @@ fn attend<B: Forward>(
     }
 }
 
+/// What follows the attention, on the residual stream of some rows: the output projection, the norm,
+/// the MLP.
 #[allow(clippy::too_many_arguments)]
-fn mlp<B: Forward>(
+fn finish_block<B: Forward>(
     be: &B,
     config: &ModelConfig,
-    weights: &Mlp<B>,
-    x: &B::Buffer,
+    layer: &Layer<B>,
+    attended: &B::Buffer,
     rows: usize,
+    normed: &mut B::Buffer,
     inner: &mut B::Buffer,
     gated: Option<&mut B::Buffer>,
     stream: &mut B::Buffer,
 ) -> Result<()> {
-    let f = config.mlp_width;
-    match (weights, gated) {
+    residual(be, &layer.out, config.width, attended, rows, stream)?;
+    norm(be, config, &layer.mlp_norm, stream, rows, normed)?;
+    let (f, x) = (config.mlp_width, &*normed);
+    match (&layer.mlp, gated) {
         (Mlp::Gated { gate, up, down }, Some(gated)) => {
             project(be, gate, 0..f, x, rows, inner, Rows { at: 0, stride: 2 * f })?;
             project(be, up, 0..f, x, rows, inner, Rows { at: f, stride: 2 * f })?;
