@@ -204,3 +204,28 @@ fn bad_input_is_named_and_nothing_is_written() {
     fails("sample", &["--steps", "1", "--mask-id", "97", "--greedy"], 2, "mask id 97");
     fails("sample", &["--steps", "1", "--greedy"], 2, "--mask-id");
 }
+
+#[test]
+fn the_input_is_never_overwritten_and_drawing_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
+    let x = ("x", Dtype::I32, vec![1, 2], i32s(&[1, 2]));
+    let src = ("src_mask", Dtype::U8, vec![1, 2], vec![1, 0]);
+    let u_cat = ("u_cat", Dtype::F32, vec![1, 1, 2], f32s(&[0.5, 0.5]));
+    write(&input, &[x, src, u_cat]);
+    let before = std::fs::read(&input).unwrap();
+    let run = |what: &str, output: &Path, extra: &[&str]| {
+        let mut command = lacuna();
+        command.args(["replay", what, "--model"]).arg(fixture("golden/gpt2-tiny"));
+        command.arg("--input").arg(&input).arg("--output").arg(output).args(extra).assert()
+    };
+    let sample = ["--steps", "1", "--mask-id", "96"];
+    run("forward", &input, &[]).code(2);
+    run("sample", &input, &sample).code(2);
+    assert_eq!(std::fs::read(&input).unwrap(), before);
+    run("sample", &output, &[&sample[..], &["--top-p", "7"]].concat()).code(2);
+    run("sample", &output, &[&sample[..], &["--temperature", "-1"]].concat()).code(2);
+    assert!(!output.exists());
+    run("sample", &output, &sample).success();
+    assert!(output.exists());
+}

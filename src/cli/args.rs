@@ -84,7 +84,7 @@ pub enum Bos {
 /// How to denoise.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SamplingArgs {
-    /// Denoising steps T: more steps, fewer tokens a step, better text [default: 64]
+    /// Denoising steps T: more steps, fewer tokens a step [default: 64]
     #[arg(long, allow_negative_numbers = true, short = 'T', value_name = "T", help_heading = "Denoising")]
     pub steps: Option<usize>,
 

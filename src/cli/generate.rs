@@ -47,7 +47,8 @@ pub struct Args {
 const EXAMPLES: &str = "\
 How it works: the text starts as --length masks. Each of T steps runs the
 network once and turns some masks into tokens, seeing both sides. Fewer steps
-are faster, more steps read better; T beyond the length gains nothing.
+are faster, more steps commit fewer tokens at once; no text takes more
+forward passes than it has tokens to fill, however large T is.
 
 Which order:
   random       what the models were trained for, and the cheapest by far: which
@@ -56,8 +57,9 @@ Which order:
   confidence   where the drawn token is most probable first (MaskGIT)
   margin       where the best token leads the second best by most first
   entropy      where the distribution is sharpest first
-The last three often read better at low T. --bos auto puts the token where the
-tokenizer does, and wherever the text would open with a gap nothing predicts.
+The last three finish every masked row at every step. --bos auto puts the token
+where the tokenizer does, and wherever the text would open with a gap that
+nothing predicts.
 
 Examples:
   lacuna generate                             a text from nothing
