@@ -52,30 +52,21 @@ pub struct Module {
     pub archs: Vec<String>,
 }
 
-/// The nvcc to use; none where there is none. Ends the build with a message where `$NVCC` is not usable.
-pub fn find() -> Option<Nvcc> {
+/// The nvcc to use; none where there is none. An error where `$NVCC` is not usable.
+pub fn find() -> Result<Option<Nvcc>, String> {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    match look() {
-        Ok(Some(nvcc)) => {
-            if nvcc.path.is_file() {
-                println!("cargo::rerun-if-changed={}", nvcc.path.display());
-            }
-            Some(nvcc)
-        }
-        Ok(None) => {
-            // Only here: elsewhere a PATH that differs between a shell and an editor would rebuild each time.
-            println!("cargo::rerun-if-env-changed=PATH");
-            // A path that does not exist yet cannot be watched, it would count as changed at each build:
-            // tools/setup-cuda touches this file instead.
-            None
-        }
-        Err(message) => {
-            println!("cargo::error={message}");
-            std::process::exit(1);
-        }
+    let found = look()?;
+    match &found {
+        Some(nvcc) if nvcc.path.is_file() => println!("cargo::rerun-if-changed={}", nvcc.path.display()),
+        Some(_) => {}
+        // Only here: elsewhere a PATH that differs between a shell and an editor would rebuild each time. A path
+        // that does not exist yet cannot be watched, it would count as changed at each build: tools/setup-cuda
+        // touches this file instead.
+        None => println!("cargo::rerun-if-env-changed=PATH"),
     }
+    Ok(found)
 }
 
 fn look() -> Result<Option<Nvcc>, String> {
