@@ -52,6 +52,10 @@ pub enum Error {
     #[error("{id}: {what}; {hint}")]
     Hub { id: String, what: String, hint: String },
 
+    /// A device is missing, too old, or failed; or a kernel was refused or found faulty.
+    #[error("{device}: {what}; {hint}")]
+    Device { device: String, what: String, hint: String },
+
     /// The work was stopped by Ctrl-C or by a callback.
     #[error("interrupted")]
     Cancelled,
@@ -69,7 +73,7 @@ impl Error {
     }
 
     /// The process exit code of this error: 2 usage or request, 3 input/output, 4 model files,
-    /// 5 numbers that are not finite, 6 hub, 7 memory, 1 anything else, 130 interrupted.
+    /// 5 numbers that are not finite, 6 hub, 7 memory, 8 device, 1 anything else, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Request(_) | Error::Input { .. } => 2,
@@ -78,6 +82,7 @@ impl Error {
             Error::NonFinite { .. } => 5,
             Error::Hub { .. } => 6,
             Error::Memory { .. } => 7,
+            Error::Device { .. } => 8,
             Error::Shape { .. } => 1,
             Error::Cancelled => 130,
         }

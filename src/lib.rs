@@ -39,6 +39,7 @@ pub mod io;
 pub mod model;
 pub mod rng;
 pub mod sample;
+pub mod selftest;
 
 pub use error::{Error, Result};
 pub use model::Model;

@@ -4,6 +4,7 @@
 //! dispatched.
 
 pub mod cpu;
+pub mod cuda;
 mod forward;
 mod unmask;
 

@@ -1,0 +1,147 @@
+//! Kernels for the host SIMT machine (docs/simt.md), and mutants of them: kernel files with a planted bug, which
+//! tests/simt.rs expects the machine to find.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MACHINE: [&str; 3] = ["scheduler.cpp", "units.cpp", "checker.cpp"];
+
+/// Compiles the machine, every kernel file and every mutant, and writes `simt_kernels.rs`, which refers to
+/// each kernel file so that the linker takes it in.
+pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
+    println!("cargo:rerun-if-changed={}", cuda.display());
+    let files = kernel_files(cuda)?;
+    let mut stems: Vec<String> = files.iter().map(|f| stem(f)).collect();
+
+    let mut kernels = kernel_compiler(cuda);
+    kernels.files(&files);
+    for plant in plants(cuda)? {
+        let mutant = plant.write(cuda, out)?;
+        let mut one = kernel_compiler(cuda);
+        one.define("KERNEL_PREFIX", format!("{}_", plant.name).as_str());
+        for object in one.file(&mutant).try_compile_intermediates().map_err(|e| failed(&e))? {
+            kernels.object(object);
+        }
+        stems.push(plant.name);
+    }
+    kernels.try_compile("lacuna_simt_kernels").map_err(|e| failed(&e))?;
+
+    let mut machine = compiler(cuda);
+    machine.opt_level(3).files(MACHINE.map(|f| cuda.join("simt").join(f)));
+    machine.try_compile("lacuna_simt").map_err(|e| failed(&e))?;
+
+    let mut source = String::from("unsafe extern \"C\" {\n");
+    for stem in &stems {
+        let _ = writeln!(source, "    fn simt_file_{stem}();");
+    }
+    source.push_str("}\n\n/// Makes the linker keep every kernel file.\nfn link_kernel_files() {\n");
+    for stem in &stems {
+        let _ = writeln!(source, "    // SAFETY: the function is empty.\n    unsafe {{ simt_file_{stem}() }};");
+    }
+    source.push_str("}\n");
+    write(&out.join("simt_kernels.rs"), &source)
+}
+
+/// The calls that the thread sanitizer puts before each access go to the machine's own checker; its library is not
+/// linked.
+fn kernel_compiler(cuda: &Path) -> cc::Build {
+    let mut build = compiler(cuda);
+    build.opt_level(2).flag("-x").flag("c++").flag("-fsanitize=thread").flag("-fno-exceptions");
+    build
+}
+
+fn compiler(cuda: &Path) -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").include(cuda).warnings(true).extra_warnings(true).debug(true);
+    // Products and sums are rounded one by one, as written; bits may be looked at in several types.
+    build.flag("-Wno-unknown-pragmas").flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-fno-omit-frame-pointer");
+    if let Some(root) = cuda.parent() {
+        build.flag(format!("-ffile-prefix-map={}/=", root.display()));
+    }
+    build
+}
+
+fn failed(error: &cc::Error) -> String {
+    format!("the SIMT machine needs a C++17 compiler (g++ or clang++): {error}")
+}
+
+fn kernel_files(cuda: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(cuda).map_err(|e| format!("{}: {e}", cuda.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|e| e.ok().map(|e| e.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "cu"))
+        // Kernels for one generation of cards use instructions that the machine does not have.
+        .filter(|p| !stem(p).ends_with("_sm90"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// A bug to be planted: in a copy of `file`, `old` becomes `new`. The copy's kernels are named with
+/// `name_` in front.
+struct Plant {
+    name: String,
+    file: String,
+    old: String,
+    new: String,
+}
+
+/// Reads `cuda/simt/plants.txt`: blocks of `plant NAME FILE`, then lines of old text each behind `- `, then lines of new text
+/// behind `+ `. `#` starts a remark.
+fn plants(cuda: &Path) -> Result<Vec<Plant>, String> {
+    let path = cuda.join("simt/plants.txt");
+    let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mut plants: Vec<Plant> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let wrong = || format!("{}:{}: not understood: {line}", path.display(), number + 1);
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        } else if let Some(head) = line.strip_prefix("plant ") {
+            let (name, file) = head.split_once(' ').ok_or_else(wrong)?;
+            let (old, new) = (String::new(), String::new());
+            plants.push(Plant { name: format!("plant_{name}"), file: file.into(), old, new });
+        } else {
+            let plant = plants.last_mut().ok_or_else(wrong)?;
+            let (side, text) = if let Some(text) = line.strip_prefix('-') {
+                (&mut plant.old, text)
+            } else {
+                (&mut plant.new, line.strip_prefix('+').ok_or_else(wrong)?)
+            };
+            if !side.is_empty() {
+                side.push('\n');
+            }
+            side.push_str(text.strip_prefix(' ').unwrap_or(text));
+        }
+    }
+    Ok(plants)
+}
+
+impl Plant {
+    fn write(&self, cuda: &Path, out: &Path) -> Result<PathBuf, String> {
+        let from = cuda.join(&self.file);
+        let source = fs::read_to_string(&from).map_err(|e| format!("{}: {e}", from.display()))?;
+        let found = source.matches(&self.old).count();
+        if self.old.is_empty() || found != 1 {
+            return Err(format!(
+                "cuda/simt/plants.txt: {}: the text to replace stands {found} times in cuda/{}, expected once:\n{}",
+                self.name, self.file, self.old
+            ));
+        }
+        let file = format!("KERNEL_FILE({})", stem(&from));
+        let source = source
+            .replace(&self.old, &self.new)
+            .replace(&file, &format!("KERNEL_FILE({})", self.name));
+        let path = out.join(format!("{}.cu", self.name));
+        write(&path, &format!("#line 1 \"cuda/{}\"\n{source}", self.file))?;
+        Ok(path)
+    }
+}

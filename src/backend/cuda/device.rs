@@ -1,0 +1,448 @@
+//! The device interface: memory, copies, launches by kernel name, graphs, events. Two machines implement it, an
+//! NVIDIA card through its driver ([`super::driver`]) and the host SIMT machine (`super::simt`, feature
+//! `simt`), so that everything above it, launch geometry and pointer arithmetic included, runs on both.
+
+use std::marker::PhantomData;
+
+use crate::element::Dtype;
+use crate::error::{Error, Result};
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    pub multiprocessors: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Most bytes of shared memory a block may ask for.
+    pub shared_per_block: u32,
+    /// The driver's CUDA version, major and minor; `None` without one.
+    pub driver: Option<(u32, u32)>,
+}
+
+/// A machine that runs kernels. Work is done in the order in which it was asked for, on one stream.
+pub trait Device: Clone + Send + Sync + 'static {
+    /// An allocation; freed on drop.
+    type Memory: Send + Sync;
+    /// A recorded sequence of launches.
+    type Graph: Send;
+    /// A point in the stream.
+    type Event: Send;
+
+    fn facts(&self) -> &Facts;
+    /// `bytes` bytes of memory, aligned to 16 at least. Debug builds and the SIMT machine fill them with 0xff, which is NaN in
+    /// every format.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when they are not to be had.
+    fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
+    /// The device address of an allocation.
+    fn address(memory: &Self::Memory) -> u64;
+    /// Copies `src` to byte `at` of `dst`.
+    fn upload(&self, dst: &mut Self::Memory, at: usize, src: &[u8]) -> Result<()>;
+    /// Copies from byte `at` of `src`; waits for what was asked for before.
+    fn download(&self, src: &Self::Memory, at: usize, dst: &mut [u8]) -> Result<()>;
+    /// Fills `bytes` bytes from byte `at` on.
+    fn fill(&self, dst: &mut Self::Memory, at: usize, bytes: usize, value: u8) -> Result<()>;
+    /// Starts a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the kernel does not exist, the launch is refused, or (SIMT) a fault was found.
+    ///
+    /// # Safety
+    /// The arguments fit the kernel's contract: with these sizes and strides it touches nothing beyond the parts of
+    /// buffers that they name.
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    /// Waits until all that was asked for is done.
+    fn synchronize(&self) -> Result<()>;
+    /// Records the launches and fills of `work` instead of doing them.
+    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Self::Graph>;
+    /// Does what was recorded.
+    ///
+    /// # Safety
+    /// The buffers that the recorded work names are still there, and no one else uses them.
+    unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
+    /// Marks this point of the stream.
+    fn record(&self) -> Result<Self::Event>;
+    /// Milliseconds between two points; waits for the later one.
+    fn elapsed_ms(&self, from: &Self::Event, to: &Self::Event) -> Result<f32>;
+}
+
+/// What the numbers in a buffer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    Float(Dtype),
+    U32,
+    U64,
+    U8,
+}
+
+impl Format {
+    /// Bytes of one number.
+    pub const fn size(self) -> usize {
+        match self {
+            Format::Float(dtype) => dtype.size(),
+            Format::U32 => 4,
+            Format::U64 => 8,
+            Format::U8 => 1,
+        }
+    }
+}
+
+impl From<Dtype> for Format {
+    fn from(dtype: Dtype) -> Self {
+        Format::Float(dtype)
+    }
+}
+
+/// A flat buffer of numbers on a device.
+pub struct Buffer<D: Device> {
+    memory: D::Memory,
+    format: Format,
+    len: usize,
+}
+
+impl<D: Device> std::fmt::Debug for Buffer<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} x {:?})", self.len, self.format)
+    }
+}
+
+impl<D: Device> Buffer<D> {
+    /// Room for `len` numbers, with nothing of use in it.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn new(device: &D, format: impl Into<Format>, len: usize) -> Result<Self> {
+        let format = format.into();
+        let bytes = len.checked_mul(format.size()).ok_or_else(|| Error::Memory {
+            what: format!("a buffer of {len} numbers"),
+            needed: len as u128 * format.size() as u128,
+            limit: "which no device can provide".into(),
+            hint: "use a shorter length, a smaller batch or a smaller model".into(),
+        })?;
+        Ok(Self { memory: device.allocate(bytes)?, format, len })
+    }
+
+    /// A copy of numbers in their own format (`u32`, `f32`, `half::bf16`, ...).
+    ///
+    /// # Errors
+    /// Those of [`Buffer::new`], and [`Error::Shape`] when `T` is not of the format's size.
+    pub fn of<T: bytemuck::Pod>(device: &D, format: impl Into<Format>, numbers: &[T]) -> Result<Self> {
+        let mut buffer = Self::new(device, format, numbers.len())?;
+        buffer.write(device, 0, numbers)?;
+        Ok(buffer)
+    }
+
+    /// A copy of `numbers`, rounded to `dtype` (to nearest even).
+    ///
+    /// # Errors
+    /// Those of [`Buffer::new`].
+    pub fn floats(device: &D, dtype: Dtype, numbers: &[f32]) -> Result<Self> {
+        match dtype {
+            Dtype::F32 => Self::of(device, dtype, numbers),
+            Dtype::F16 => {
+                let rounded: Vec<half::f16> = numbers.iter().map(|&x| half::f16::from_f32(x)).collect();
+                Self::of(device, dtype, &rounded)
+            }
+            Dtype::Bf16 => {
+                let rounded: Vec<half::bf16> = numbers.iter().map(|&x| half::bf16::from_f32(x)).collect();
+                Self::of(device, dtype, &rounded)
+            }
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The device address of number `at`.
+    pub fn address(&self, at: usize) -> u64 {
+        D::address(&self.memory) + (at * self.format.size()) as u64
+    }
+
+    /// Overwrites numbers from number `at` on.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they do not fit or are of another size.
+    pub fn write<T: bytemuck::Pod>(&mut self, device: &D, at: usize, numbers: &[T]) -> Result<()> {
+        let at = self.byte_range::<T>("write", at, numbers.len())?;
+        if numbers.is_empty() { Ok(()) } else { device.upload(&mut self.memory, at, bytemuck::cast_slice(numbers)) }
+    }
+
+    /// Copies numbers from number `at` on to the host.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are not so many or they are of another size.
+    pub fn read<T: bytemuck::Pod>(&self, device: &D, at: usize, numbers: &mut [T]) -> Result<()> {
+        let at = self.byte_range::<T>("read", at, numbers.len())?;
+        if numbers.is_empty() { Ok(()) } else { device.download(&self.memory, at, bytemuck::cast_slice_mut(numbers)) }
+    }
+
+    /// All numbers of a buffer of floats, widened.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it holds no floats.
+    pub fn to_f32(&self, device: &D) -> Result<Vec<f32>> {
+        match self.format {
+            Format::Float(Dtype::F32) => self.to_vec::<f32>(device),
+            Format::Float(Dtype::F16) => {
+                Ok(self.to_vec::<half::f16>(device)?.into_iter().map(half::f16::to_f32).collect())
+            }
+            Format::Float(Dtype::Bf16) => {
+                Ok(self.to_vec::<half::bf16>(device)?.into_iter().map(half::bf16::to_f32).collect())
+            }
+            other => Err(Error::Shape { op: "read", what: "bytes of a float", expected: 4, got: other.size() }),
+        }
+    }
+
+    /// All numbers in their own format.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `T` is not of the format's size.
+    pub fn to_vec<T: bytemuck::Pod>(&self, device: &D) -> Result<Vec<T>> {
+        let mut numbers = vec![T::zeroed(); self.len];
+        self.read(device, 0, &mut numbers)?;
+        Ok(numbers)
+    }
+
+    /// Fills every byte with `value`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn fill(&mut self, device: &D, value: u8) -> Result<()> {
+        let bytes = self.len * self.format.size();
+        if bytes == 0 { Ok(()) } else { device.fill(&mut self.memory, 0, bytes, value) }
+    }
+
+    fn byte_range<T>(&self, op: &'static str, at: usize, count: usize) -> Result<usize> {
+        if size_of::<T>() != self.format.size() {
+            let (expected, got) = (self.format.size(), size_of::<T>());
+            return Err(Error::Shape { op, what: "bytes of a number", expected, got });
+        }
+        let end = at.saturating_add(count);
+        if end > self.len {
+            return Err(Error::Shape { op, what: "numbers of the buffer", expected: end, got: self.len });
+        }
+        Ok(at * self.format.size())
+    }
+}
+
+/// What a kernel may do with an argument's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Access {
+    Read = 0,
+    /// It writes every byte.
+    Write = 1,
+    /// It reads, or leaves parts as they are.
+    Update = 2,
+}
+
+/// One argument of a kernel, as its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Argument {
+    pub bits: u64,
+    /// 4 or 8.
+    pub size: u32,
+    /// For a pointer: name, bytes from there on that the kernel may touch, and how.
+    pub memory: Option<(&'static str, u64, Access)>,
+}
+
+/// Most arguments of a kernel.
+pub const MAX_ARGUMENTS: usize = 32;
+
+/// A kernel with its geometry and arguments. Buffers are checked as they are added: the numbers that the kernel will
+/// touch must lie in them.
+#[derive(Clone, Debug)]
+pub struct Launch<'a> {
+    pub kernel: &'static str,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    arguments: [Argument; MAX_ARGUMENTS],
+    count: usize,
+    buffers: PhantomData<&'a mut ()>,
+}
+
+impl<'a> Launch<'a> {
+    pub fn new(kernel: &'static str, grid: [usize; 3], threads: u32, shared: usize) -> Result<Self> {
+        const LIMITS: [usize; 3] = [i32::MAX as usize, 65_535, 65_535];
+        let mut small = [0; 3];
+        for ((small, &blocks), limit) in small.iter_mut().zip(&grid).zip(LIMITS) {
+            if blocks > limit {
+                return Err(Error::Shape { op: kernel, what: "blocks of the grid", expected: limit, got: blocks });
+            }
+            *small = blocks as u32;
+        }
+        let none = Argument { bits: 0, size: 8, memory: None };
+        let shared = u32::try_from(shared).map_err(|_| Error::Shape {
+            op: kernel,
+            what: "bytes of shared memory",
+            expected: u32::MAX as usize,
+            got: shared,
+        })?;
+        let block = [threads, 1, 1];
+        Ok(Self { kernel, grid: small, block, shared, arguments: [none; MAX_ARGUMENTS], count: 0, buffers: PhantomData })
+    }
+
+    /// The arguments, in order.
+    pub fn arguments(&self) -> &[Argument] {
+        &self.arguments[..self.count]
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
+    }
+
+    /// The same launch for later: the buffers are no longer borrowed (see [`Device::replay`]).
+    pub fn detached(&self) -> Launch<'static> {
+        Launch { buffers: PhantomData, ..*self }
+    }
+
+    fn push(&mut self, argument: Argument) -> &mut Self {
+        // Kernels have fewer parameters than this by far; one too many is refused by both devices, which count them.
+        if let Some(slot) = self.arguments.get_mut(self.count) {
+            *slot = argument;
+        }
+        self.count = (self.count + 1).min(MAX_ARGUMENTS);
+        self
+    }
+
+    fn memory<D: Device>(
+        &mut self,
+        name: &'static str,
+        buffer: &Buffer<D>,
+        format: Format,
+        at: usize,
+        len: usize,
+        access: Access,
+    ) -> Result<&mut Self> {
+        if buffer.format != format {
+            let (expected, got) = (format.size(), buffer.format.size());
+            return Err(Error::Shape { op: self.kernel, what: name, expected, got });
+        }
+        let end = at.saturating_add(len);
+        if end > buffer.len {
+            return Err(Error::Shape { op: self.kernel, what: name, expected: end, got: buffer.len });
+        }
+        let bytes = (len * format.size()) as u64;
+        Ok(self.push(Argument { bits: buffer.address(at), size: 8, memory: Some((name, bytes, access)) }))
+    }
+
+    /// A pointer to numbers `at .. at + len`, which the kernel reads.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they are not all in the buffer, or it holds another format.
+    pub fn read<D: Device>(
+        &mut self,
+        name: &'static str,
+        buffer: &'a Buffer<D>,
+        format: impl Into<Format>,
+        at: usize,
+        len: usize,
+    ) -> Result<&mut Self> {
+        self.memory(name, buffer, format.into(), at, len, Access::Read)
+    }
+
+    /// A pointer to numbers `at .. at + len`, all of which the kernel writes.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn write<D: Device>(
+        &mut self,
+        name: &'static str,
+        buffer: &'a mut Buffer<D>,
+        format: impl Into<Format>,
+        at: usize,
+        len: usize,
+    ) -> Result<&mut Self> {
+        self.memory(name, buffer, format.into(), at, len, Access::Write)
+    }
+
+    /// A pointer to numbers `at .. at + len`, which the kernel changes, or writes parts of.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn update<D: Device>(
+        &mut self,
+        name: &'static str,
+        buffer: &'a mut Buffer<D>,
+        format: impl Into<Format>,
+        at: usize,
+        len: usize,
+    ) -> Result<&mut Self> {
+        self.memory(name, buffer, format.into(), at, len, Access::Update)
+    }
+
+    /// No buffer: a null pointer.
+    pub fn null(&mut self) -> &mut Self {
+        self.push(Argument { bits: 0, size: 8, memory: None })
+    }
+
+    /// A pointer that [`read`](Self::read)s, or null.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_or_null<D: Device>(
+        &mut self,
+        name: &'static str,
+        buffer: Option<&'a Buffer<D>>,
+        format: impl Into<Format>,
+        at: usize,
+        len: usize,
+    ) -> Result<&mut Self> {
+        match buffer {
+            Some(buffer) => self.read(name, buffer, format, at, len),
+            None => Ok(self.null()),
+        }
+    }
+
+    pub fn u32(&mut self, value: u32) -> &mut Self {
+        self.push(Argument { bits: value.into(), size: 4, memory: None })
+    }
+
+    /// A size or a stride, as a 32-bit integer that is not negative.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] from 2^31 on.
+    pub fn size(&mut self, name: &'static str, value: usize) -> Result<&mut Self> {
+        if value > i32::MAX as usize {
+            return Err(Error::Shape { op: self.kernel, what: name, expected: i32::MAX as usize, got: value });
+        }
+        Ok(self.u32(value as u32))
+    }
+
+    pub fn f32(&mut self, value: f32) -> &mut Self {
+        self.u32(value.to_bits())
+    }
+
+    pub fn u64(&mut self, value: u64) -> &mut Self {
+        self.push(Argument { bits: value, size: 8, memory: None })
+    }
+}
+
+/// `"NAME_f32"`, `"NAME_f16"` or `"NAME_bf16"`: the kernel for activations of a format.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! kernel_for {
+    ($dtype:expr, $name:literal) => {
+        match $dtype {
+            $crate::element::Dtype::F32 => concat!($name, "_f32"),
+            $crate::element::Dtype::F16 => concat!($name, "_f16"),
+            $crate::element::Dtype::Bf16 => concat!($name, "_bf16"),
+        }
+    };
+}

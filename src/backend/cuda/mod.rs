@@ -1,0 +1,33 @@
+//! NVIDIA cards: the kernels of `cuda/`, and the code that launches them, a file a stem. Everything is
+//! generic over the [`Device`] that runs the kernels, so that the same launches run on a card and on the host SIMT
+//! machine.
+
+mod device;
+mod norm;
+#[cfg(feature = "simt")]
+pub mod simt;
+
+pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
+
+use crate::error::{Error, Result};
+
+/// The kernels on a device. Operations are methods, each in the file of its stem; they start the kernel and return.
+#[derive(Clone)]
+pub struct Cuda<D: Device> {
+    device: D,
+}
+
+impl<D: Device> Cuda<D> {
+    pub fn new(device: D) -> Self {
+        Self { device }
+    }
+
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+}
+
+/// `a * b`, or an error that names the buffer `what` whose size it would be.
+fn product(op: &'static str, what: &'static str, a: usize, b: usize) -> Result<usize> {
+    a.checked_mul(b).ok_or(Error::Shape { op, what, expected: usize::MAX, got: a })
+}

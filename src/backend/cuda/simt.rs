@@ -1,0 +1,490 @@
+//! The host SIMT machine as a [`Device`]: the kernels of `cuda/` compiled for the CPU, every access watched.
+//! See docs/simt.md.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::device::{Access, Argument, Device, Facts, Launch};
+use crate::error::{Error, Result};
+
+include!(concat!(env!("OUT_DIR"), "/simt_kernels.rs"));
+
+// As in cuda/simt/machine.hpp.
+#[repr(C)]
+struct Extent {
+    start: u64,
+    bytes: u64,
+    access: u32,
+    name: *const c_char,
+}
+
+#[repr(C)]
+struct RawFault {
+    kind: *const c_char,
+    text: *const c_char,
+    kernel: *const c_char,
+    block: [u32; 3],
+    thread: [u32; 3],
+    file: *const c_char,
+    line: i32,
+    pc: *const c_void,
+    other_thread: i64,
+    other_file: *const c_char,
+    other_line: i32,
+    other_pc: *const c_void,
+}
+
+#[repr(C)]
+struct RawOptions {
+    seed: u64,
+    check: u32,
+    stop_after: u32,
+    report: extern "C" fn(*mut c_void, *const RawFault),
+    context: *mut c_void,
+}
+
+unsafe extern "C" {
+    fn simt_kernels(
+        context: *mut c_void,
+        each: extern "C" fn(*mut c_void, *const c_char, *const c_char, u32),
+    );
+    fn simt_allocate(bytes: u64) -> *mut u8;
+    fn simt_free(start: *mut u8, bytes: u64);
+    fn simt_launch(
+        name: *const c_char,
+        grid: *const u32,
+        block: *const u32,
+        shared_bytes: u32,
+        parameters: *const *const c_void,
+        sizes: *const u32,
+        parameter_count: u32,
+        extents: *const Extent,
+        extent_count: u32,
+        options: *const RawOptions,
+    ) -> u32;
+}
+
+/// What the machine found wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// "race: read after write", "global memory out of bounds", "deadlock", ...
+    pub kind: String,
+    pub text: String,
+    pub kernel: String,
+    pub block: [u32; 3],
+    pub thread: [u32; 3],
+    /// Source file and line, innermost first.
+    pub place: Option<(String, u32)>,
+    /// The other party of a race: its thread's number in the block, and its place.
+    pub other: Option<(u32, Option<(String, u32)>)>,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, text, kernel, block, thread, place, other } = self;
+        write!(f, "{kind} in {kernel}, block {block:?}, thread {thread:?}")?;
+        if let Some((file, line)) = place {
+            write!(f, ", {file}:{line}")?;
+        }
+        write!(f, ": {text}")?;
+        if let Some((thread, place)) = other {
+            write!(f, "; the other party is thread {thread}")?;
+            if let Some((file, line)) = place {
+                write!(f, " at {file}:{line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Of the schedule. 0: a warp runs on until a barrier; otherwise threads take turns at random.
+    pub seed: u64,
+    /// Whether every access is watched (two to three times slower); without it only accesses outside of all memory and
+    /// misuse of barriers, warps and copies are found.
+    pub check: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { seed: 0, check: true }
+    }
+}
+
+/// Block size and dynamic shared memory that a kernel was launched with, at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Geometry {
+    pub threads: u32,
+    pub shared: u32,
+}
+
+type Tamper = Arc<dyn Fn(&mut Launch<'_>) + Send + Sync>;
+
+/// The machine. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Simt {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    facts: Facts,
+    options: Options,
+    /// Put before kernel names: runs mutants.
+    prefix: String,
+    tamper: Option<Tamper>,
+    /// While recording: what to do later.
+    recording: Mutex<Option<Vec<Work>>>,
+    plan: Mutex<BTreeMap<&'static str, Geometry>>,
+    faults: Mutex<Vec<Fault>>,
+}
+
+#[derive(Clone)]
+enum Work {
+    Launch(Box<Launch<'static>>),
+    Fill { address: u64, bytes: usize, value: u8 },
+}
+
+impl Simt {
+    pub fn new(options: Options) -> Self {
+        Self::build(options, String::new(), None)
+    }
+
+    /// A machine that runs the mutants whose names begin with `prefix`, and changes launches by `tamper` before they
+    /// start: for tests of the machine itself.
+    pub fn with_bugs(
+        options: Options,
+        prefix: &str,
+        tamper: Option<Box<dyn Fn(&mut Launch<'_>) + Send + Sync>>,
+    ) -> Self {
+        Self::build(options, prefix.to_owned(), tamper.map(Arc::from))
+    }
+
+    fn build(options: Options, prefix: String, tamper: Option<Tamper>) -> Self {
+        link_kernel_files();
+        let facts = Facts {
+            name: "host SIMT machine".into(),
+            capability: (8, 0),
+            multiprocessors: 1,
+            memory: 8 << 30,
+            shared_per_block: 163 << 10,
+            driver: None,
+        };
+        let shared = Shared {
+            facts,
+            options,
+            prefix,
+            tamper,
+            recording: Mutex::new(None),
+            plan: Mutex::default(),
+            faults: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The names of all kernels, mutants left out, with the file each is in and its threads a block.
+    pub fn kernels() -> Vec<(String, String, u32)> {
+        extern "C" fn each(context: *mut c_void, name: *const c_char, file: *const c_char, threads: u32) {
+            // SAFETY: `context` is the vector below, borrowed by no one else during the call.
+            let list = unsafe { &mut *context.cast::<Vec<(String, String, u32)>>() };
+            list.push((text(name), text(file), threads));
+        }
+        link_kernel_files();
+        let mut list: Vec<(String, String, u32)> = Vec::new();
+        // SAFETY: `each` takes the context for what it is, and is called before this returns.
+        unsafe { simt_kernels((&raw mut list).cast(), each) };
+        list.retain(|(name, ..)| !name.starts_with("plant_"));
+        list.sort();
+        list
+    }
+
+    /// Block size and shared memory of every kernel launched so far.
+    pub fn plan(&self) -> BTreeMap<&'static str, Geometry> {
+        lock(&self.shared.plan).clone()
+    }
+
+    /// The faults found so far, and forgets them.
+    pub fn take_faults(&self) -> Vec<Fault> {
+        std::mem::take(&mut *lock(&self.shared.faults))
+    }
+
+    fn do_launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let mut launch = launch.clone();
+        if let Some(tamper) = &self.shared.tamper {
+            tamper(&mut launch);
+        }
+        let threads = launch.block.iter().product();
+        let mut plan = lock(&self.shared.plan);
+        let geometry = plan.entry(launch.kernel).or_default();
+        geometry.threads = geometry.threads.max(threads);
+        geometry.shared = geometry.shared.max(launch.shared);
+        drop(plan);
+        let limit = self.shared.facts.shared_per_block;
+        if launch.shared > limit {
+            return Err(refused(launch.kernel, format!("asks for {} bytes of shared memory, of {limit}", launch.shared)));
+        }
+        if launch.is_empty() {
+            return Ok(());
+        }
+        let name = c_string(&format!("{}{}", self.shared.prefix, launch.kernel));
+        let arguments = launch.arguments();
+        let parameters: Vec<*const c_void> =
+            arguments.iter().map(|a: &Argument| (&raw const a.bits).cast()).collect();
+        let sizes: Vec<u32> = arguments.iter().map(|a| a.size).collect();
+        let named: Vec<(CString, u64, u64, Access)> = arguments
+            .iter()
+            .filter_map(|a| a.memory.map(|(name, bytes, access)| (c_string(name), a.bits, bytes, access)))
+            .collect();
+        let extents: Vec<Extent> = named
+            .iter()
+            .map(|(name, start, bytes, access)| Extent {
+                start: *start,
+                bytes: *bytes,
+                access: *access as u32,
+                name: name.as_ptr(),
+            })
+            .collect();
+        let mut faults: Vec<Fault> = Vec::new();
+        let options = RawOptions {
+            seed: self.shared.options.seed,
+            check: self.shared.options.check.into(),
+            stop_after: 8,
+            report,
+            context: (&raw mut faults).cast(),
+        };
+        // SAFETY: every pointer is to something that lives until the call returns; parameters are as many as their
+        // sizes. That the kernel touches only the named parts of buffers is the promise of `launch`'s caller.
+        let found = unsafe {
+            simt_launch(
+                name.as_ptr(),
+                launch.grid.as_ptr(),
+                launch.block.as_ptr(),
+                launch.shared,
+                parameters.as_ptr(),
+                sizes.as_ptr(),
+                sizes.len() as u32,
+                extents.as_ptr(),
+                extents.len() as u32,
+                &raw const options,
+            )
+        };
+        match found {
+            u32::MAX => Err(refused(launch.kernel, "there is no kernel of this name".into())),
+            n if n == u32::MAX - 1 => Err(refused(
+                launch.kernel,
+                format!("its parameters are not the {} arguments of {sizes:?} bytes", sizes.len()),
+            )),
+            0 => Ok(()),
+            _ => {
+                let text: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                lock(&self.shared.faults).append(&mut faults);
+                Err(refused(launch.kernel, text.join("; ")))
+            }
+        }
+    }
+
+    fn not_recording(&self, what: &str) -> Result<()> {
+        if lock(&self.shared.recording).is_some() {
+            return Err(refused(what, "not possible while a graph is being recorded".into()));
+        }
+        Ok(())
+    }
+}
+
+fn refused(kernel: &str, what: String) -> Error {
+    Error::Device {
+        device: "simt".into(),
+        what: format!("{kernel}: {what}"),
+        hint: "this is a defect of a kernel or of its launch code".into(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Names come from string literals without NUL.
+fn c_string(text: &str) -> CString {
+    CString::new(text).unwrap_or_default()
+}
+
+fn text(c: *const c_char) -> String {
+    if c.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, and all strings that the machine hands out end with NUL and live through the call.
+    unsafe { CStr::from_ptr(c) }.to_string_lossy().into_owned()
+}
+
+extern "C" fn report(context: *mut c_void, fault: *const RawFault) {
+    // SAFETY: the machine passes on the context of the launch, a vector that nothing else touches until the launch
+    // returns, and a fault that lives through this call.
+    let (faults, fault) = unsafe { (&mut *context.cast::<Vec<Fault>>(), &*fault) };
+    let other = u32::try_from(fault.other_thread)
+        .ok()
+        .map(|thread| (thread, place(fault.other_file, fault.other_line, fault.other_pc)));
+    faults.push(Fault {
+        kind: text(fault.kind),
+        text: text(fault.text),
+        kernel: text(fault.kernel),
+        block: fault.block,
+        thread: fault.thread,
+        place: place(fault.file, fault.line, fault.pc),
+        other,
+    });
+}
+
+/// File and line, as the machine knows them or as the program's debug information says of an address.
+fn place(file: *const c_char, line: i32, pc: *const c_void) -> Option<(String, u32)> {
+    if !file.is_null() {
+        return Some((text(file), u32::try_from(line).unwrap_or(0)));
+    }
+    if pc.is_null() {
+        return None;
+    }
+    let mut found = None;
+    // The address is that of a return: the access is just before.
+    let before = pc.cast::<u8>().wrapping_sub(1).cast_mut().cast();
+    backtrace::resolve(before, |symbol| {
+        let path = symbol.filename().map(|p| p.to_string_lossy().into_owned());
+        // Inlined helpers come first; the line of interest is the first one in a kernel file.
+        if let (Some(path), Some(line)) = (path, symbol.lineno()) {
+            let better = path.ends_with(".cu") && found.as_ref().is_none_or(|(p, _): &(String, u32)| !p.ends_with(".cu"));
+            if found.is_none() || better {
+                found = Some((path, line));
+            }
+        }
+    });
+    found
+}
+
+/// Memory that ends at a page which is not there.
+pub struct Memory {
+    start: *mut u8,
+    bytes: usize,
+}
+
+impl Memory {
+    fn part(&self, at: usize, bytes: usize) -> Result<*mut u8> {
+        if at.saturating_add(bytes) > self.bytes {
+            let (expected, got) = (at.saturating_add(bytes), self.bytes);
+            return Err(Error::Shape { op: "copy", what: "bytes of the allocation", expected, got });
+        }
+        Ok(self.start.wrapping_add(at))
+    }
+}
+
+// SAFETY: plain memory, owned.
+unsafe impl Send for Memory {}
+// SAFETY: shared references only copy from it.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: came from `simt_allocate` with this size, freed once.
+        unsafe { simt_free(self.start, self.bytes as u64) };
+    }
+}
+
+/// What a capture recorded.
+pub struct Graph(Vec<Work>);
+
+impl Device for Simt {
+    type Memory = Memory;
+    type Graph = Graph;
+    type Event = Instant;
+
+    fn facts(&self) -> &Facts {
+        &self.shared.facts
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory> {
+        // SAFETY: any size may be asked for.
+        let start = unsafe { simt_allocate(bytes as u64) };
+        if start.is_null() {
+            return Err(Error::Memory {
+                what: format!("a buffer of {bytes} bytes on the SIMT machine"),
+                needed: bytes as u128,
+                limit: "which this machine cannot provide".into(),
+                hint: "use a shorter length, a smaller batch or a smaller model".into(),
+            });
+        }
+        Ok(Memory { start, bytes })
+    }
+
+    fn address(memory: &Memory) -> u64 {
+        memory.start as u64
+    }
+
+    fn upload(&self, dst: &mut Memory, at: usize, src: &[u8]) -> Result<()> {
+        self.not_recording("upload")?;
+        let to = dst.part(at, src.len())?;
+        // SAFETY: `part` checked the range; the two do not overlap, as `dst` is borrowed alone.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to, src.len()) };
+        Ok(())
+    }
+
+    fn download(&self, src: &Memory, at: usize, dst: &mut [u8]) -> Result<()> {
+        self.not_recording("download")?;
+        let from = src.part(at, dst.len())?;
+        // SAFETY: `part` checked the range; `dst` is borrowed alone.
+        unsafe { std::ptr::copy_nonoverlapping(from, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    fn fill(&self, dst: &mut Memory, at: usize, bytes: usize, value: u8) -> Result<()> {
+        let to = dst.part(at, bytes)?;
+        if let Some(work) = &mut *lock(&self.shared.recording) {
+            work.push(Work::Fill { address: to as u64, bytes, value });
+            return Ok(());
+        }
+        // SAFETY: `part` checked the range.
+        unsafe { std::ptr::write_bytes(to, value, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        if let Some(work) = &mut *lock(&self.shared.recording) {
+            work.push(Work::Launch(Box::new(launch.detached())));
+            return Ok(());
+        }
+        self.do_launch(launch)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.not_recording("capture")?;
+        *lock(&self.shared.recording) = Some(Vec::new());
+        let done = work();
+        let recorded = lock(&self.shared.recording).take().unwrap_or_default();
+        done.map(|()| Graph(recorded))
+    }
+
+    unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        for work in &graph.0 {
+            match work {
+                Work::Launch(launch) => self.do_launch(launch)?,
+                Work::Fill { address, bytes, value } => {
+                    // SAFETY: the range was checked when it was recorded, and the caller of `replay` promises that
+                    // the memory is still there.
+                    unsafe { std::ptr::write_bytes(*address as *mut u8, *value, *bytes) };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn elapsed_ms(&self, from: &Instant, to: &Instant) -> Result<f32> {
+        Ok(to.duration_since(*from).as_secs_f32() * 1e3)
+    }
+}
