@@ -6,7 +6,17 @@
 //! of a naive implementation that rounds every intermediate result to that format, and below 1e-2 (f16: 2e-3). Each
 //! case runs twice on poisoned outputs and must give the same bits.
 
+mod activation;
+mod attention;
+mod commit;
+mod compact;
+mod embedding;
+mod mask;
+mod matmul;
 mod norm;
+mod probe;
+mod rope;
+mod unmask;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -99,8 +109,21 @@ impl<D: Device> Case<D> {
 
 /// All cases of a grid whose stem, kernel or shape contains `filter`.
 pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
-    let all = norm::cases(grid);
+    let all = [
+        probe::cases(grid),
+        embedding::cases(grid),
+        norm::cases(grid),
+        rope::cases(grid),
+        activation::cases(grid),
+        mask::cases(grid),
+        attention::cases(grid),
+        matmul::cases(grid),
+        compact::cases(grid),
+        unmask::cases(grid),
+        commit::cases(grid),
+    ];
     all.into_iter()
+        .flatten()
         .filter(|c| c.stem.contains(filter) || c.kernel.contains(filter) || c.shape.contains(filter))
         .collect()
 }

@@ -2,10 +2,20 @@
 //! generic over the [`Device`] that runs the kernels, so that the same launches run on a card and on the host SIMT
 //! machine.
 
+mod activation;
+mod attention;
+mod commit;
+mod compact;
 mod device;
+mod embedding;
+mod mask;
+mod matmul;
 mod norm;
+mod probe;
+mod rope;
 #[cfg(feature = "simt")]
 pub mod simt;
+mod unmask;
 
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 

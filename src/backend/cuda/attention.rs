@@ -1,0 +1,1 @@
+//! Launches of `cuda/attention_fwd.cu`.

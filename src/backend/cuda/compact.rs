@@ -1,0 +1,1 @@
+//! Launches of `cuda/compact.cu`.
