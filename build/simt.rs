@@ -11,7 +11,8 @@ const MACHINE: [&str; 3] = ["scheduler.cpp", "units.cpp", "checker.cpp"];
 /// each kernel file so that the linker takes it in.
 pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     println!("cargo:rerun-if-changed={}", cuda.display());
-    let files = kernel_files(cuda)?;
+    let mut files = kernel_files(cuda)?;
+    files.push(cuda.join("simt/faulty.cu"));
     let mut stems: Vec<String> = files.iter().map(|f| stem(f)).collect();
 
     let mut kernels = kernel_compiler(cuda);

@@ -185,7 +185,7 @@ impl Simt {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The names of all kernels, mutants left out, with the file each is in and its threads a block.
+    /// The names of all kernels, mutants and faulty ones left out, with the file each is in and its threads a block.
     pub fn kernels() -> Vec<(String, String, u32)> {
         extern "C" fn each(context: *mut c_void, name: *const c_char, file: *const c_char, threads: u32) {
             // SAFETY: `context` is the vector below, borrowed by no one else during the call.
@@ -196,6 +196,7 @@ impl Simt {
         let mut list: Vec<(String, String, u32)> = Vec::new();
         // SAFETY: `each` takes the context for what it is, and is called before this returns.
         unsafe { simt_kernels((&raw mut list).cast(), each) };
+        list.retain(|(_, file, _)| !file.starts_with("cuda/simt/"));
         list.retain(|(name, ..)| !name.starts_with("plant_"));
         list.sort();
         list
