@@ -71,7 +71,8 @@ fn expect(kernel: &'static str, inputs: Inputs, blocks: usize, threads: u32, sha
     for options in schedules() {
         let faults = run(&Setup { kernel, inputs, blocks, threads, shared }, options);
         let fault = faults.iter().find(|f| f.kind == kind);
-        let fault = fault.unwrap_or_else(|| panic!("{kernel}, seed {}: no {kind} in {faults:?}", options.seed));
+        let fault =
+            fault.unwrap_or_else(|| panic!("{kernel}, seed {}: no {kind} in {faults:?}", options.seed));
         assert_eq!(fault.kernel, kernel);
         let mut lines = marked("HERE", kernel);
         lines.extend(marked("EITHER", kernel));
@@ -87,7 +88,10 @@ fn expect(kernel: &'static str, inputs: Inputs, blocks: usize, threads: u32, sha
         if !others.is_empty() {
             let (_, place) = fault.other.clone().unwrap_or_else(|| panic!("{fault}: no other party"));
             let (file, line) = place.unwrap_or_else(|| panic!("{fault}: no place of the other party"));
-            assert!(file.ends_with(FILE) && others.contains(&line), "{fault}: expected other line {others:?}");
+            assert!(
+                file.ends_with(FILE) && others.contains(&line),
+                "{fault}: expected other line {others:?}"
+            );
         }
     }
 }
