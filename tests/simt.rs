@@ -25,56 +25,6 @@ fn run(stem: &str) {
 }
 
 #[test]
-fn probe() {
-    run("probe");
-}
-
-#[test]
-fn embedding() {
-    run("embedding");
-}
-
-#[test]
 fn norm() {
     run("norm");
-}
-
-#[test]
-fn rope() {
-    run("rope");
-}
-
-#[test]
-fn activation() {
-    run("activation");
-}
-
-#[test]
-fn mask() {
-    run("mask");
-}
-
-#[test]
-fn attention() {
-    run("attention");
-}
-
-#[test]
-fn matmul() {
-    run("matmul");
-}
-
-#[test]
-fn compact() {
-    run("compact");
-}
-
-#[test]
-fn unmask() {
-    run("unmask");
-}
-
-#[test]
-fn commit() {
-    run("commit");
 }
