@@ -34,7 +34,9 @@ pub fn bench(c: &mut Criterion) {
         cpu.run(|| b.iter(|| cpu.gather(from, &index, rows, width, &mut out).unwrap()));
     });
     group.bench_function("copy", |b| {
-        b.iter(|| out.as_mut_slice().copy_from_slice(std::hint::black_box(&source.as_slice()[..rows * width])));
+        b.iter(|| {
+            out.as_mut_slice().copy_from_slice(std::hint::black_box(&source.as_slice()[..rows * width]))
+        });
     });
     group.finish();
 }
