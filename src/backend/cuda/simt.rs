@@ -122,6 +122,8 @@ pub struct Geometry {
     pub shared: u32,
 }
 
+/// A change of a launch before it starts.
+pub type Change = Box<dyn Fn(&mut Launch<'_>) + Send + Sync>;
 type Tamper = Arc<dyn Fn(&mut Launch<'_>) + Send + Sync>;
 
 /// The machine. Cheap to clone; clones share everything.
@@ -155,11 +157,7 @@ impl Simt {
 
     /// A machine that runs the mutants whose names begin with `prefix`, and changes launches by `tamper` before they
     /// start: for tests of the machine itself.
-    pub fn with_bugs(
-        options: Options,
-        prefix: &str,
-        tamper: Option<Box<dyn Fn(&mut Launch<'_>) + Send + Sync>>,
-    ) -> Self {
+    pub fn with_bugs(options: Options, prefix: &str, tamper: Option<Change>) -> Self {
         Self::build(options, prefix.to_owned(), tamper.map(Arc::from))
     }
 
