@@ -56,6 +56,12 @@ fn tampered(kernel: &str, kind: &str, change: fn(&mut Launch<'_>)) {
 }
 
 #[test]
+fn norm() {
+    planted("norm_unwritten", "norm_layer", "norm.cu", "output not written");
+    planted("norm_past_the_end", "norm_rms", "norm.cu", "shared memory out of bounds");
+}
+
+#[test]
 fn too_little_shared_memory() {
     tampered("norm_layer", "shared memory out of bounds", |launch| launch.shared -= 4);
 }
