@@ -60,6 +60,11 @@ fn attention() {
 }
 
 #[test]
+fn cast() {
+    run("cast");
+}
+
+#[test]
 fn matmul() {
     run("matmul");
 }
