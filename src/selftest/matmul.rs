@@ -95,6 +95,12 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
             let (epilogue, widened) = (EPILOGUES[turn % 7], turn % 4 == 0);
             add(Product { dtype, layout, rows, columns, inputs, tile, placement, epilogue, widened });
         }
+        // More slices of k than buffers in the ring.
+        for (i, tile) in TILES.into_iter().enumerate().filter(|&(i, _)| i == 0 || dtype != Dtype::F32) {
+            let (rows, columns, inputs) = if tile == Tile::Few { (2, 40, 648) } else { (5, 72, 200) };
+            let (tile, placement, epilogue) = (Some(tile), Placement::Dense, EPILOGUES[i]);
+            add(Product { dtype, layout, rows, columns, inputs, tile, placement, epilogue, widened: false });
+        }
         // Every end of a tile, on small ones.
         for (i, epilogue) in EPILOGUES.into_iter().enumerate().filter(|_| grid == Grid::Full) {
             for (placement, widened) in [
