@@ -62,7 +62,7 @@ DEVICE void linear_f32(const float* __restrict__ x, const float* __restrict__ we
   constexpr int SLICE = F32_SLICE * F32_ROW;
 
   float sums[4][4] = {};
-  const int slices = (inputs + F32_SLICE - 1) / F32_SLICE;
+  const int slices = inputs > 0 ? (inputs - 1) / F32_SLICE + 1 : 0;
   const auto load = [&](int i) {
     const int left = inputs - i * F32_SLICE;
     a.load(rows - at.row, left);

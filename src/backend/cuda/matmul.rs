@@ -334,3 +334,63 @@ mod tests {
         assert_eq!(Tile::choose(1024, 768, 132), Tile::Medium);
     }
 }
+
+#[cfg(all(test, feature = "simt"))]
+mod simt_tests {
+    use super::*;
+    use crate::backend::cuda::simt::{Options, Simt};
+    use bytes::Bytes;
+
+    #[test]
+    fn an_unaligned_tensor_is_copied_whole() {
+        let device = Simt::new(Options::default());
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let all: Vec<u8> = (0..=dtype.size() * 6).map(|i| i as u8).collect();
+            let tensor = StoredTensor::new(dtype, vec![2, 3], Bytes::from(all.clone()).slice(1..)).unwrap();
+            let matrix = Matrix::upload(&device, &tensor, Layout::OutIn).unwrap();
+            assert_eq!((matrix.inputs(), matrix.outputs()), (3, 2));
+            let got: Vec<u8> = match dtype {
+                Dtype::F32 => bytemuck::cast_slice(&matrix.buffer().to_vec::<u32>(&device).unwrap()).to_vec(),
+                _ => bytemuck::cast_slice(&matrix.buffer().to_vec::<u16>(&device).unwrap()).to_vec(),
+            };
+            assert_eq!(got, all[1..]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let device = Simt::new(Options::default());
+        let cuda = Cuda::new(device.clone());
+        let dtype = Dtype::Bf16;
+        let buffer = |len| Buffer::new(&device, dtype, len).unwrap();
+        let (x, bias, short) = (buffer(16), buffer(4), buffer(3));
+        let matrix = Matrix::of(buffer(32), dtype, Layout::InOut, [8, 4]).unwrap();
+        let with = |bias, activation, accumulate| LinearEpilogue { bias, activation, accumulate };
+        let run = |dtype, rows, outputs, epilogue, stride, out_dtype| {
+            let mut out = Buffer::new(&device, out_dtype, 8).unwrap();
+            let place = (&mut out, Rows::dense(stride));
+            let done =
+                cuda.linear(dtype, (&x, Rows::dense(8)), rows, &matrix, outputs, epilogue, place, out_dtype);
+            match done {
+                Ok(()) => "",
+                Err(Error::Shape { what, .. }) => what,
+                Err(e) => panic!("{e}"),
+            }
+        };
+        let (f32, f16) = (Dtype::F32, Dtype::F16);
+        let silu = Some(Activation::Silu);
+        assert_eq!(run(dtype, 2, 0..4, with(Some(&bias), silu, false), 4, dtype), "");
+        assert_eq!(run(dtype, 2, 4..4, LinearEpilogue::NONE, 4, dtype), "");
+        assert_eq!(run(dtype, 0, 0..4, LinearEpilogue::NONE, 4, f32), "");
+        assert_eq!(run(dtype, 3, 0..4, LinearEpilogue::NONE, 4, dtype), "x");
+        assert_eq!(run(dtype, 2, 0..4, LinearEpilogue::NONE, 5, dtype), "out");
+        assert_eq!(run(dtype, 2, 0..4, LinearEpilogue::NONE, 3, dtype), "stride of out");
+        assert_eq!(run(dtype, 2, 1..5, LinearEpilogue::NONE, 4, dtype), "columns of the weight");
+        assert_eq!(run(dtype, 2, 0..4, LinearEpilogue::NONE, 4, f16), "bytes of a number of out");
+        assert_eq!(run(f32, 2, 0..4, LinearEpilogue::NONE, 4, f32), "bytes of a number of the weight");
+        assert_eq!(run(dtype, 2, 0..4, with(Some(&short), None, false), 4, dtype), "bias");
+        assert_eq!(run(dtype, 2, 0..4, with(None, silu, true), 4, dtype), "activations of an accumulation");
+        assert!(Matrix::of(buffer(31), dtype, Layout::InOut, [8, 4]).is_err());
+        assert!(Matrix::of(buffer(32), f16, Layout::InOut, [8, 4]).is_err());
+    }
+}
