@@ -143,8 +143,12 @@ impl Plant {
             ));
         }
         let file = format!("KERNEL_FILE({})", stem(&from));
-        let source =
-            source.replace(&self.old, &self.new).replace(&file, &format!("KERNEL_FILE({})", self.name));
+        // In a namespace without a name: else the linker would take one mutant's, or the file's own, inline functions for
+        // all of them.
+        let mut source = source
+            .replace(&self.old, &self.new)
+            .replace(&file, &format!("KERNEL_FILE({}) namespace {{", self.name));
+        source.push_str("}\n");
         let path = out.join(format!("{}.cu", self.name));
         write(&path, &format!("#line 1 \"cuda/{}\"\n{source}", self.file))?;
         Ok(path)

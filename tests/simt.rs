@@ -28,3 +28,13 @@ fn run(stem: &str) {
 fn norm() {
     run("norm");
 }
+
+#[test]
+fn matmul() {
+    run("matmul");
+}
+
+#[test]
+fn cast() {
+    run("cast");
+}

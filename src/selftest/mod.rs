@@ -8,6 +8,7 @@
 
 mod activation;
 mod attention;
+mod cast;
 mod commit;
 mod compact;
 mod embedding;
@@ -117,6 +118,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         activation::cases(grid),
         mask::cases(grid),
         attention::cases(grid),
+        cast::cases(grid),
         matmul::cases(grid),
         compact::cases(grid),
         unmask::cases(grid),

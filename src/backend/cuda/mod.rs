@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod cast;
 mod commit;
 mod compact;
 mod device;
@@ -18,6 +19,8 @@ pub mod simt;
 mod unmask;
 
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
+pub(crate) use matmul::Tile;
+pub use matmul::{LinearEpilogue, Matrix};
 
 use crate::error::{Error, Result};
 
