@@ -15,7 +15,7 @@ fn grid(dtype: Dtype, rows: usize, width: usize) -> [usize; 3] {
 
 /// How many whole rows of `width` numbers, placed by `at`, lie in `len` numbers; as many as a u32 can name where all
 /// lie on one another.
-fn rows_within(at: Rows, width: usize, len: usize) -> usize {
+pub(super) fn rows_within(at: Rows, width: usize, len: usize) -> usize {
     match len.checked_sub(at.at).and_then(|n| n.checked_sub(width)) {
         Some(rest) => {
             rest.checked_div(at.stride).map_or(u32::MAX as usize, |n| (n + 1).min(u32::MAX as usize))
@@ -25,7 +25,13 @@ fn rows_within(at: Rows, width: usize, len: usize) -> usize {
 }
 
 /// Numbers from the first row's beginning to the last row's end.
-fn span(op: &'static str, what: &'static str, at: Rows, rows: usize, width: usize) -> Result<usize> {
+pub(super) fn span(
+    op: &'static str,
+    what: &'static str,
+    at: Rows,
+    rows: usize,
+    width: usize,
+) -> Result<usize> {
     if rows == 0 { Ok(0) } else { Ok(product(op, what, rows - 1, at.stride)?.saturating_add(width)) }
 }
 
