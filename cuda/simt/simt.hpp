@@ -197,6 +197,8 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+// On the device an approximation (2 units in the last place), and 0 for a divisor beyond 2^126.
+inline float __fdividef(float a, float b) { return std::fabs(b) > 0x1p126f && std::isfinite(a) ? a * 0.0f : a / b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline double __dadd_rn(double a, double b) { return a + b; }
