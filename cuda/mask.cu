@@ -1,8 +1,9 @@
 // The random bits of annealed attention, bit for bit those of src/diffusion/anneal.rs.
 //
-// Contract. words [len, stride], len stride < 2^31, stride >= ceil(len / 32), all written (=): bit k % 32 of words[q, k / 32] is 1 with
-// probability R / 65536, R = round(65536 ratio); bits of keys beyond `len` are 0. settings null: ratio and step are the
-// arguments; else settings[0] is the ratio (f32 bits) and settings[1] the step, so that a recorded graph reads new ones.
+// Contract. words [len, stride], len stride < 2^31, stride >= ceil(len / 32), all written (=): bit k % 32 of
+// words[q, k / 32] is 1 with probability R / 65536, R = round(65536 ratio); bits of keys beyond `len` are 0. settings null:
+// ratio and step are the arguments; else settings[0] is the ratio (f32 bits) and settings[1] the step, so that a recorded
+// graph reads new ones.
 // No scratch, no shared memory. A thread a word; grid = ceil(len stride / 256) blocks.
 //
 // A word is spelt out from the binary digits of R, the least significant first: bits = w | bits where the digit is 1, w & bits
