@@ -65,6 +65,11 @@ fn matmul() {
 }
 
 #[test]
+fn head() {
+    run("head");
+}
+
+#[test]
 fn compact() {
     run("compact");
 }

@@ -11,6 +11,7 @@ mod attention;
 mod commit;
 mod compact;
 mod embedding;
+mod head;
 mod mask;
 mod matmul;
 mod norm;
@@ -118,6 +119,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         mask::cases(grid),
         attention::cases(grid),
         matmul::cases(grid),
+        head::cases(grid),
         compact::cases(grid),
         unmask::cases(grid),
         commit::cases(grid),
