@@ -25,8 +25,33 @@ fn run(stem: &str) {
 }
 
 #[test]
+fn probe() {
+    run("probe");
+}
+
+#[test]
+fn embedding() {
+    run("embedding");
+}
+
+#[test]
 fn norm() {
     run("norm");
+}
+
+#[test]
+fn rope() {
+    run("rope");
+}
+
+#[test]
+fn activation() {
+    run("activation");
+}
+
+#[test]
+fn mask() {
+    run("mask");
 }
 
 #[test]
@@ -37,4 +62,14 @@ fn matmul() {
 #[test]
 fn cast() {
     run("cast");
+}
+
+#[test]
+fn compact() {
+    run("compact");
+}
+
+#[test]
+fn head() {
+    run("head");
 }

@@ -12,6 +12,7 @@ mod cast;
 mod commit;
 mod compact;
 mod embedding;
+mod head;
 mod mask;
 mod matmul;
 mod norm;
@@ -120,6 +121,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         attention::cases(grid),
         cast::cases(grid),
         matmul::cases(grid),
+        head::cases(grid),
         compact::cases(grid),
         unmask::cases(grid),
         commit::cases(grid),

@@ -9,6 +9,7 @@ mod commit;
 mod compact;
 mod device;
 mod embedding;
+mod head;
 mod mask;
 mod matmul;
 mod norm;
