@@ -1,10 +1,10 @@
 //! Launches of `cuda/activation.cu`.
 
+use super::kernel_for;
 use super::{Buffer, Cuda, Device, Launch, product};
 use crate::config::Activation;
 use crate::element::Dtype;
 use crate::error::Result;
-use crate::kernel_for;
 
 const THREADS: usize = 256;
 

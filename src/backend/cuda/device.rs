@@ -463,8 +463,6 @@ impl<'a> Launch<'a> {
 }
 
 /// `"NAME_f32"`, `"NAME_f16"` or `"NAME_bf16"`: the kernel for activations of a format.
-#[macro_export]
-#[doc(hidden)]
 macro_rules! kernel_for {
     ($dtype:expr, $name:literal) => {
         match $dtype {
@@ -474,3 +472,4 @@ macro_rules! kernel_for {
         }
     };
 }
+pub(crate) use kernel_for;

@@ -1,10 +1,10 @@
 //! Launches of `cuda/embedding.cu`.
 
+use super::kernel_for;
 use super::{Buffer, Cuda, Device, Format, Launch, product};
 use crate::backend::Rows;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::kernel_for;
 
 const THREADS: usize = 128;
 

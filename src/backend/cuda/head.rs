@@ -1,11 +1,11 @@
 //! Launches of `cuda/head.cu`.
 
 use super::embedding::span;
+use super::kernel_for;
 use super::{Buffer, Cuda, Device, Format, Launch};
 use crate::backend::Rows;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::kernel_for;
 
 const THREADS: u32 = 512;
 /// Most logits of a row.

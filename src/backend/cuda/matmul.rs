@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
+use super::kernel_for;
 use super::{Buffer, Cuda, Device, Launch};
 use crate::backend::{Layout, Rows};
 use crate::config::Activation;
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
-use crate::kernel_for;
 
 /// A weight on a device, as it is stored.
 #[derive(Debug)]

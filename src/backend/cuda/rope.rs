@@ -1,11 +1,11 @@
 //! Launches of `cuda/rope.cu`.
 
 use super::embedding::{rows_within, span};
+use super::kernel_for;
 use super::{Buffer, Cuda, Device, Format, Launch, product};
 use crate::backend::{HeadShape, Rows};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::kernel_for;
 
 const THREADS: usize = 128;
 
