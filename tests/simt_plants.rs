@@ -62,6 +62,23 @@ fn norm() {
 }
 
 #[test]
+fn kernels_of_rows() {
+    let overrun = "global memory out of bounds";
+    for (plant, kernel, file, kind) in [
+        ("probe_mask", "probe", "probe.cu", "lane not in its own mask"),
+        ("probe_syncwarp", "probe", "probe.cu", "race: read after write"),
+        ("probe_wait", "probe", "probe.cu", "read of shared memory with a copy in flight"),
+        ("embedding_tail", "embedding", "embedding.cu", overrun),
+        ("mask_unwritten", "mask", "mask.cu", "output not written"),
+        ("compact_barrier", "compact", "compact.cu", "race: read after write"),
+        ("compact_offsets", "compact", "compact.cu", "race: read after write"),
+        ("head_edge", "head", "head.cu", overrun),
+    ] {
+        planted(plant, kernel, file, kind);
+    }
+}
+
+#[test]
 fn matmul() {
     let file = "matmul.cu";
     for (plant, kind) in [

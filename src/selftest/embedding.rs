@@ -43,14 +43,16 @@ pub(super) fn judge_numbers<D: Device>(
     Ok(judge_exact(&got, &expected))
 }
 
-/// `rows` numbers below `limit`, some of them at or beyond it.
+/// `rows` numbers below `limit`, some of them at or beyond it; the first is the last row, where reading too far shows.
 fn wild(random: &mut Random, rows: usize, limit: usize) -> Vec<u32> {
     let beyond = [limit as u32, limit as u32 + 1, 1 << 31, u32::MAX];
     let one = |random: &mut Random| match random.below(8) {
         0 if rows > 1 => beyond[random.below(4)],
         _ => random.below(limit) as u32,
     };
-    (0..rows).map(|_| one(random)).collect()
+    let mut rows: Vec<u32> = (0..rows).map(|_| one(random)).collect();
+    rows[0] = limit as u32 - 1;
+    rows
 }
 
 /// Row `row` of a matrix, NaN if it has none.

@@ -359,9 +359,9 @@ fn narrow(random: &mut Random, blocks: usize) -> Io {
 
 /// All patterns, or evenly spread ones.
 fn widen(_: &mut Random, blocks: usize) -> Io {
-    let count = blocks * 256;
-    let a: Vec<u32> =
-        (0..count as u32).map(|i| (i * (65_536 / count as u32)) | i * 7 % (65_536 / count as u32)).collect();
+    let count = blocks as u32 * 256;
+    let apart = 65_536 / count;
+    let a: Vec<u32> = (0..count).map(|i| i * apart + i * 7 % apart).collect();
     let expected = a.iter().flat_map(|&a| {
         [bf16::from_bits(a as u16).to_f32().to_bits(), f16::from_bits(a as u16).to_f32().to_bits()]
     });
@@ -410,7 +410,7 @@ fn arithmetic(random: &mut Random, blocks: usize) -> Io {
         let shifted = three[0] << (three[1] % 32);
         expected.extend(floats.map(f32::to_bits));
         expected.extend([
-            (u64::from(three[0]) * u64::from(three[1]) >> 32) as u32,
+            ((u64::from(three[0]) * u64::from(three[1])) >> 32) as u32,
             (high >> 32) as u32,
             (three[0] >> (three[1] % 32)).leading_zeros(),
             (wide >> (three[2] % 64)).leading_zeros(),
