@@ -2,7 +2,7 @@
 // [queries, keys] matrix is formed.
 //
 // Contract. T is bf16 or f16; D, the head width, is 32, 48, 64, 80, 96 or 128.
-//   q [q rows, heads * D], k, v [k rows, heads / group * D]: rows q_stride (k_stride, v_stride) numbers apart, each row's
+//   q [q rows, heads * D], k, v [k rows, heads / group * D]: rows q_stride (k_stride, v_stride) bytes apart, each row's
 //       start on 16 bytes; query head h reads key/value head h / group. They may be columns of one buffer.
 //   segments [gridDim.z, 4]: first query row, queries, first key row, keys of each sequence; below 2^31, query rows of two
 //       sequences apart. No keys: zeros. No queries: nothing.
@@ -18,8 +18,8 @@
 // depend neither on other sequences, nor on other rows of the tile, nor on the tile's height (blocks that a row does not
 // see change nothing, so that it does not matter which are skipped).
 //
-// Grid: x tiles of queries (of the longest sequence), y heads, z sequences. A block of 4 warps has a tile of 64 or 128 queries,
-// a warp 16 or 32 of them (MT mma tiles), so that 128 need half the shared-memory reads of k and v.
+// Grid: x (tiles of queries of the longest sequence) * group, y key/value heads, z sequences. A block of 4 warps has a tile of
+// 64 or 128 queries, a warp 16 or 32 of them (MT mma tiles); 128 need half the shared-memory reads of k and v.
 // Dynamic shared memory: (queries + 64 * tiles) rows of Tile<T, D>, tiles = 4 (two blocks of k and v) up to D = 64, else 2.
 //
 // Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning", 2023; the online softmax is
@@ -33,8 +33,8 @@ constexpr int ATTENTION_KEYS = 64;
 constexpr float LN_2 = 0.693147180559945309f;
 
 // s[i][n] += q k^T: rows 16 i .., keys 8 n ... `fragments` is q's where it is kept in registers.
-template <class T, int D, int MT, bool KEPT>
-DEVICE void scores(float (&s)[MT][8][4], const uint32_t (&fragments)[KEPT ? D / 16 : 1][MT][4], const T* q, const T* k) {
+template <class T, int D, int MT, int KEPT>
+DEVICE void scores(float (&s)[MT][8][4], const uint32_t (&fragments)[KEPT][MT][4], const T* q, const T* k) {
   const int lane = anew(threadIdx.x) % 32;
   const int q_place = Tile<T, D>::at(lane % 16, lane / 16);
   const int k_place = Tile<T, D>::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
@@ -49,7 +49,7 @@ DEVICE void scores(float (&s)[MT][8][4], const uint32_t (&fragments)[KEPT ? D / 
     uint32_t a[MT][4];
 #pragma unroll
     for (int i = 0; i < MT; i++) {
-      if constexpr (KEPT) {
+      if constexpr (KEPT > 1) {
 #pragma unroll
         for (int e = 0; e < 4; e++) a[i][e] = fragments[kk][i][e];
       } else {
@@ -152,6 +152,53 @@ DEVICE void soften(float (&s)[MT][8][4], float (&o)[MT][D / 8][4], float (&peak)
     }
 }
 
+// Divides the sums of v and writes them, by way of the warp's own rows of the q tile. `known` is of row lane % (16 MT) of the
+// warp. Where the rows go is worked out again: the loop before has no registers for it.
+template <class T, int D, int MT>
+DEVICE void write_rows(float (&o)[MT][D / 8][4], const float (&peak)[MT][2], const float (&total)[MT][2], bool known,
+                       const uint32_t* segments, int mode, T* __restrict__ out, float* __restrict__ lse, int group,
+                       int q_rows) {
+  typedef Tile<T, D> Rows;
+  constexpr int QUERIES = 64 * MT, WARP_ROWS = 16 * MT;
+  DYN_SMEM(T, shared);
+  const uint4 at = load_16_streaming(segments + 4 * static_cast<int64_t>(blockIdx.z));
+  const int q_start = static_cast<int>(at.x), q_len = static_cast<int>(at.y);
+  const unsigned thread = anew(threadIdx.x);
+  const int warp_at = thread / 32 * WARP_ROWS, lane = thread % 32;
+  const auto [head, first] = part_of<QUERIES>(anew(blockIdx.x), group, mode);
+  T* const own = shared + warp_at * Rows::STRIDE;
+  const float fit = known ? 1.0f : NAN;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < MT; i++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = 16 * i + 8 * half + lane / 4;
+      float sum = total[i][half];
+      sum += __shfl_xor_sync(ATTENTION_WARP, sum, 1);
+      sum += __shfl_xor_sync(ATTENTION_WARP, sum, 2);
+      const float row_fit = __shfl_sync(ATTENTION_WARP, fit, row);
+      const float inverse = (sum == 0.0f ? 0.0f : 1.0f / sum) * row_fit;
+#pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        const uint32_t pair = pack2<T>(o[i][n][2 * half] * inverse, o[i][n][2 * half + 1] * inverse);
+        memcpy(own + Rows::at(row, n) + lane % 4 * 2, &pair, 4);
+      }
+      const int query = first + warp_at + row;
+      if (lse && lane % 4 == 0 && query < q_len)
+        lse[static_cast<int64_t>(head) * q_rows + q_start + query] =
+            __fmaf_rn(peak[i][half], LN_2, logf(sum)) * row_fit;
+    }
+  __syncwarp();
+  const int64_t width = static_cast<int64_t>(gridDim.y) * group * D;
+#pragma unroll
+  for (int n = lane; n < WARP_ROWS * Rows::CHUNKS; n += 32) {
+    const int row = n / Rows::CHUNKS, chunk = n % Rows::CHUNKS, query = first + warp_at + row;
+    if (query < q_len)
+      store_16(out + (q_start + query) * width + head * D + chunk * 8, load_16(own + Rows::at(row, chunk)));
+  }
+}
+
 template <class T, int D, int MT>
 DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                            const uint32_t* __restrict__ segments, const MaskPlan& plan, T* __restrict__ out,
@@ -159,22 +206,20 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
                            float scale_log2) {
   typedef Tile<T, D> Rows;
   constexpr int QUERIES = 64 * MT, WARP_ROWS = 16 * MT, KEYS = ATTENTION_KEYS, BLOCK = KEYS * Rows::STRIDE;
-  // Up to D = 64 a block of k and v is copied while the one before is worked on, which takes one barrier a block.
-  // Beyond, v is copied under q k^T and the next k under the rest.
+  // Up to D = 64 q stays in registers, and a block of k and v is copied while the one before is worked on, which takes one
+  // barrier a block. Beyond, v is copied under q k^T and the next k under the rest.
   constexpr bool TWO_BLOCKS = D <= 64;
-  constexpr bool KEPT = D * MT <= 128;
   DYN_SMEM(T, shared);
-  const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Sequence at = load_sequence(segments, blockIdx.z);
-  // The tiles that see the most keys first.
-  const int first = QUERIES * (plan.mode == MASK_CAUSAL ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+  const auto [head, first] = part_of<QUERIES>(blockIdx.x, group, plan.mode);
   if (first >= at.q_len) return;
-  T* const own = shared + warp * WARP_ROWS * Rows::STRIDE;
+  const int warp_at = threadIdx.x / 32 * WARP_ROWS, lane = threadIdx.x % 32;
+  T* const own = shared + warp_at * Rows::STRIDE;
   T* const blocks_at = shared + QUERIES * Rows::STRIDE;
 
   q += head * D;
-  k += head / group * D;
-  v += head / group * D;
+  k += blockIdx.y * D;
+  v += blockIdx.y * D;
   const auto load_k = [&](T* to, int block) {
     Rows::template load<KEYS, ATTENTION_THREADS>(to, k, k_stride, at.k_start + block * KEYS, at.k_start + at.k_len);
   };
@@ -189,8 +234,9 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
     cp_async_commit();
   }
 
-  const QueryMask mask(plan, at, first + warp * WARP_ROWS + lane % WARP_ROWS);
-  uint32_t fragments[KEPT ? D / 16 : 1][MT][4];
+  const QueryMask mask(plan, at, first + warp_at + lane % WARP_ROWS);
+  constexpr int KEPT = TWO_BLOCKS ? D / 16 : 1;
+  uint32_t fragments[KEPT][MT][4];
   float o[MT][D / 8][4], peak[MT][2], total[MT][2];
 #pragma unroll
   for (int i = 0; i < MT; i++) {
@@ -220,7 +266,7 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
       load_v(v_tile, block);
       cp_async_commit();
     }
-    if constexpr (KEPT) {
+    if constexpr (TWO_BLOCKS) {
       if (block == 0) {
 #pragma unroll
         for (int kk = 0; kk < D / 16; kk++)
@@ -229,11 +275,12 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
             ldmatrix_x4(fragments[kk][i], own + Rows::at(16 * i + lane % 16, 2 * kk + lane / 16));
       }
     }
-    // A warp none of whose rows sees any of these keys has nothing to do.
-    const bool any = __any_sync(ATTENTION_WARP, (bits[0] | bits[1]) != 0);
+    // A warp none of whose rows sees any of these keys has nothing to do. Wider heads have no registers for so long a branch:
+    // they pass over v only.
+    const bool any = __any_sync(ATTENTION_WARP, (bits[0] | bits[1]) != 0), work = any || !TWO_BLOCKS;
     const bool all = __all_sync(ATTENTION_WARP, (bits[0] & bits[1]) == ~0u || !mask.inside());
     float s[MT][8][4];
-    if (any) scores<T, D, MT, KEPT>(s, fragments, own, k_tile);
+    if (work) scores<T, D, MT, KEPT>(s, fragments, own, k_tile);
     if (!TWO_BLOCKS) {
       cp_async_wait<0>();
       __syncthreads();  // v is there; k is done with
@@ -242,47 +289,14 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
         cp_async_commit();
       }
     }
-    if (any) {
+    if (work) {
       if (!all) hide<MT>(s, bits);
       soften<D, MT>(s, o, peak, total, scale_log2);
-      add_values<T, D, MT>(o, s, v_tile);
+      if (any) add_values<T, D, MT>(o, s, v_tile);
     }
   }
 
-  // Results go out by way of the warp's own rows of the q tile. Where they go is looked up again: while the loop runs
-  // registers are short.
-  const uint4 again = load_16_streaming(segments + 4 * static_cast<int64_t>(blockIdx.z));
-  const int q_start = static_cast<int>(again.x), q_len = static_cast<int>(again.y);
-  const float fit = mask.known(plan) ? 1.0f : NAN;
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < MT; i++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int row = 16 * i + 8 * half + lane / 4;
-      float sum = total[i][half];
-      sum += __shfl_xor_sync(ATTENTION_WARP, sum, 1);
-      sum += __shfl_xor_sync(ATTENTION_WARP, sum, 2);
-      const float known = __shfl_sync(ATTENTION_WARP, fit, row);
-      const float inverse = (sum == 0.0f ? 0.0f : 1.0f / sum) * known;
-#pragma unroll
-      for (int n = 0; n < D / 8; n++) {
-        const uint32_t pair = pack2<T>(o[i][n][2 * half] * inverse, o[i][n][2 * half + 1] * inverse);
-        memcpy(own + Rows::at(row, n) + lane % 4 * 2, &pair, 4);
-      }
-      const int query = first + warp * WARP_ROWS + row;
-      if (lse && lane % 4 == 0 && query < q_len)
-        lse[static_cast<int64_t>(head) * q_rows + q_start + query] =
-            __fmaf_rn(peak[i][half], LN_2, logf(sum)) * known;
-    }
-  __syncwarp();
-  const int64_t out_stride = static_cast<int64_t>(gridDim.y) * D;
-#pragma unroll
-  for (int n = lane; n < WARP_ROWS * Rows::CHUNKS; n += 32) {
-    const int row = n / Rows::CHUNKS, chunk = n % Rows::CHUNKS, query = first + warp * WARP_ROWS + row;
-    if (query < q_len)
-      store_16(out + (q_start + query) * out_stride + head * D + chunk * 8, load_16(own + Rows::at(row, chunk)));
-  }
+  write_rows<T, D, MT>(o, peak, total, mask.known(plan), segments, plan.mode, out, lse, group, q_rows);
 }
 
 #define ATTENTION_KERNEL(T, SUFFIX, D, MT, QUERIES, MIN_BLOCKS)                                                     \

@@ -15,6 +15,18 @@ DEVICE Sequence load_sequence(const uint32_t* segments, int index) {
   return {static_cast<int>(s.x), static_cast<int>(s.y), static_cast<int>(s.z), static_cast<int>(s.w)};
 }
 
+// What a block of the grid works on: x is a tile of queries and one of the `group` query heads of a key/value head (which
+// are neighbours, so that they find its keys in the cache), y the key/value head, z the sequence.
+struct Part {
+  int head, first;  // query head; first query of the tile, counted within the sequence
+};
+template <int QUERIES>
+DEVICE Part part_of(unsigned x, unsigned group, int mode) {
+  // Where queries see what is before them, the tiles that see the most come first.
+  const unsigned from_last = mode == MASK_CAUSAL ? gridDim.x - 1 - x : x;
+  return {static_cast<int>(blockIdx.y * group + from_last % group), static_cast<int>(from_last / group * QUERIES)};
+}
+
 // The lowest n bits; none for n <= 0, all for n >= 32.
 DEVICE uint32_t low_bits(int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; }
 
@@ -93,12 +105,14 @@ struct Tile {
     static_assert(ROWS % PASS == 0 && PASS % 8 == 0, "whole passes; a thread keeps its row's swizzle");
     const unsigned thread = anew(threadIdx.x);
     const int row = thread / LANES, lane = thread % LANES;
-    const char* chunks = reinterpret_cast<const char*>(src + lane * CHUNK);
+    const char* chunks = reinterpret_cast<const char*>(src + lane * CHUNK) + static_cast<int64_t>(from + row) * stride;
+    const int left = end - from - row;
 #pragma unroll
-    for (int i = 0; i < ROWS; i += PASS)
+    for (int i = 0; i < ROWS; i += PASS) {
 #pragma unroll
       for (int chunk = 0; chunk < CHUNKS; chunk += LANES)
-        cp_async_16(tile + at(row + i, lane + chunk),
-                    chunks + static_cast<int64_t>(from + row + i) * stride + chunk * 16, from + row + i < end);
+        cp_async_16(tile + at(row + i, lane + chunk), chunks + chunk * 16, i < left);
+      chunks += static_cast<int64_t>(PASS) * stride;
+    }
   }
 };
