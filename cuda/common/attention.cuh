@@ -102,7 +102,7 @@ struct Tile {
   template <int ROWS, int THREADS>
   static DEVICE void load(T* tile, const T* src, int stride, int from, int end) {
     constexpr int LANES = CHUNKS & -CHUNKS, PASS = THREADS / LANES;
-    static_assert(ROWS % PASS == 0 && PASS % 8 == 0, "whole passes; a thread keeps its row's swizzle");
+    static_assert(ROWS % PASS == 0 && (!SWIZZLED || PASS % 8 == 0), "whole passes; a thread keeps its row's swizzle");
     const unsigned thread = anew(threadIdx.x);
     const int row = thread / LANES, lane = thread % LANES;
     const char* chunks = reinterpret_cast<const char*>(src + lane * CHUNK) + static_cast<int64_t>(from + row) * stride;

@@ -17,6 +17,7 @@ mod rope;
 pub mod simt;
 mod unmask;
 
+pub use attention::{DeviceMask, Segments};
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 
 use crate::error::{Error, Result};
