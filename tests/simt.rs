@@ -73,3 +73,8 @@ fn compact() {
 fn head() {
     run("head");
 }
+
+#[test]
+fn attention() {
+    run("attention");
+}

@@ -19,6 +19,7 @@ mod rope;
 pub mod simt;
 mod unmask;
 
+pub use attention::{DeviceMask, Segments};
 pub(crate) use device::kernel_for;
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 pub(crate) use matmul::Tile;
