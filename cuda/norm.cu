@@ -16,6 +16,25 @@ KERNEL_FILE(norm)
 
 constexpr int NORM_THREADS = 256;
 
+// Numbers of a thread to and from shared memory, 16 bytes at a time.
+template <int N> DEVICE void put(float* row, const float (&x)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; j += 4) {
+    Pack<float> p;
+#pragma unroll
+    for (int l = 0; l < 4; l++) p.v[l] = x[j + l];
+    store_pack(row + j, p);
+  }
+}
+template <int N> DEVICE void get(float (&x)[N], const float* row) {
+#pragma unroll
+  for (int j = 0; j < N; j += 4) {
+    const Pack<float> p = load_pack(row + j);
+#pragma unroll
+    for (int l = 0; l < 4; l++) x[j + l] = p.v[l];
+  }
+}
+
 template <class T, bool LAYER>
 DEVICE void norm_row(const T* __restrict__ x, T* __restrict__ residual, const T* __restrict__ weight,
                      const T* __restrict__ bias, T* __restrict__ out, int width, float eps) {
@@ -32,6 +51,7 @@ DEVICE void norm_row(const T* __restrict__ x, T* __restrict__ residual, const T*
   const int packed = aligned ? width / N * N : 0;
 
   float sum = 0.0f;
+#pragma unroll 2
   for (int i = threadIdx.x * N; i < packed; i += NORM_THREADS * N) {
     Pack<T> h = load_pack(x + i);
     if (residual) {
@@ -40,12 +60,12 @@ DEVICE void norm_row(const T* __restrict__ x, T* __restrict__ residual, const T*
       for (int j = 0; j < N; j++) h.set(j, h.get(j) + r.get(j));
       store_pack(residual + i, h);
     }
+    float numbers[N];
 #pragma unroll
-    for (int j = 0; j < N; j++) {
-      row[i + j] = h.get(j);
-      sum += h.get(j);
-    }
+    for (int j = 0; j < N; j++) sum += numbers[j] = h.get(j);
+    put(row + i, numbers);
   }
+#pragma unroll 1
   for (int i = packed + threadIdx.x; i < width; i += NORM_THREADS) {
     float h = to_float(x[i]);
     if (residual) {
@@ -60,21 +80,30 @@ DEVICE void norm_row(const T* __restrict__ x, T* __restrict__ residual, const T*
 
   // A thread reads what it wrote itself, here and below.
   float squares = 0.0f;
-  for (int i = threadIdx.x * N; i < packed; i += NORM_THREADS * N)
+#pragma unroll 1
+  for (int i = threadIdx.x * N; i < packed; i += NORM_THREADS * N) {
+    float h[N];
+    get(h, row + i);
 #pragma unroll
-    for (int j = 0; j < N; j++) squares += (row[i + j] - mean) * (row[i + j] - mean);
+    for (int j = 0; j < N; j++) squares += (h[j] - mean) * (h[j] - mean);
+  }
+#pragma unroll 1
   for (int i = packed + threadIdx.x; i < width; i += NORM_THREADS) squares += (row[i] - mean) * (row[i] - mean);
   const float variance = block_reduce(squares, Sum(), 0.0f, scratch) / width;
   const float scale = 1.0f / sqrtf(variance + eps);
 
+#pragma unroll 1
   for (int i = threadIdx.x * N; i < packed; i += NORM_THREADS * N) {
     const Pack<T> w = load_pack(weight + i);
     Pack<T> b = w, y;
     if (bias) b = load_pack(bias + i);
+    float h[N];
+    get(h, row + i);
 #pragma unroll
-    for (int j = 0; j < N; j++) y.set(j, (row[i + j] - mean) * scale * w.get(j) + (bias ? b.get(j) : 0.0f));
+    for (int j = 0; j < N; j++) y.set(j, (h[j] - mean) * scale * w.get(j) + (bias ? b.get(j) : 0.0f));
     store_pack(out + i, y);
   }
+#pragma unroll 1
   for (int i = packed + threadIdx.x; i < width; i += NORM_THREADS)
     out[i] = from_float<T>((row[i] - mean) * scale * to_float(weight[i]) + (bias ? to_float(bias[i]) : 0.0f));
 }

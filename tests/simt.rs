@@ -55,13 +55,13 @@ fn mask() {
 }
 
 #[test]
-fn attention() {
-    run("attention");
+fn matmul() {
+    run("matmul");
 }
 
 #[test]
-fn matmul() {
-    run("matmul");
+fn cast() {
+    run("cast");
 }
 
 #[test]
@@ -70,11 +70,6 @@ fn compact() {
 }
 
 #[test]
-fn unmask() {
-    run("unmask");
-}
-
-#[test]
-fn commit() {
-    run("commit");
+fn head() {
+    run("head");
 }

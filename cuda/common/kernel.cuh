@@ -18,9 +18,8 @@
 #define KERNEL_FILE(STEM)
 #define KERNEL(THREADS, MIN_BLOCKS, NAME, PARAMS) \
   extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) NAME PARAMS
-#define DYN_SMEM(T, NAME)                                        \
-  extern __shared__ __align__(128) unsigned char dynamic_smem[]; \
-  T* NAME = reinterpret_cast<T*>(dynamic_smem)
+extern __shared__ __align__(128) unsigned char dynamic_smem[];
+#define DYN_SMEM(T, NAME) T* NAME = reinterpret_cast<T*>(dynamic_smem)
 #else
 #include "../simt/simt.hpp"
 

@@ -8,9 +8,11 @@
 
 mod activation;
 mod attention;
+mod cast;
 mod commit;
 mod compact;
 mod embedding;
+mod head;
 mod mask;
 mod matmul;
 mod norm;
@@ -117,7 +119,9 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         activation::cases(grid),
         mask::cases(grid),
         attention::cases(grid),
+        cast::cases(grid),
         matmul::cases(grid),
+        head::cases(grid),
         compact::cases(grid),
         unmask::cases(grid),
         commit::cases(grid),

@@ -1,1 +1,397 @@
-//! Launches of `cuda/matmul.cu`.
+//! Launches of `cuda/matmul.cu` and `cuda/matmul_f32.cu`.
+
+use std::ops::Range;
+
+use super::kernel_for;
+use super::{Buffer, Cuda, Device, Launch};
+use crate::backend::{Layout, Rows};
+use crate::config::Activation;
+use crate::element::{Dtype, StoredTensor};
+use crate::error::{Error, Result};
+
+/// A weight on a device, as it is stored.
+#[derive(Debug)]
+pub struct Matrix<D: Device> {
+    buffer: Buffer<D>,
+    dtype: Dtype,
+    layout: Layout,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl<D: Device> Matrix<D> {
+    /// A copy of a two-dimensional tensor, `[outputs, inputs]` or `[inputs, outputs]` by `layout`, in its own format.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the tensor has not two dimensions; [`Error::Memory`].
+    pub fn upload(device: &D, tensor: &StoredTensor, layout: Layout) -> Result<Self> {
+        let &[rows, columns] = tensor.shape() else {
+            let got = tensor.shape().len();
+            return Err(Error::Shape { op: "matrix", what: "dimensions", expected: 2, got });
+        };
+        let mut buffer = Buffer::new(device, tensor.dtype(), tensor.len())?;
+        match tensor.dtype() {
+            Dtype::F32 => copy::<D, u32>(device, tensor.bytes(), &mut buffer)?,
+            Dtype::F16 | Dtype::Bf16 => copy::<D, u16>(device, tensor.bytes(), &mut buffer)?,
+        }
+        Self::of(
+            buffer,
+            tensor.dtype(),
+            layout,
+            if layout == Layout::OutIn { [columns, rows] } else { [rows, columns] },
+        )
+    }
+
+    /// A matrix out of a buffer of exactly its numbers; `[inputs, outputs]` are its sizes in either layout.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the buffer is of another length or format.
+    pub fn of(
+        buffer: Buffer<D>,
+        dtype: Dtype,
+        layout: Layout,
+        [inputs, outputs]: [usize; 2],
+    ) -> Result<Self> {
+        let expected = super::product("matrix", "numbers", inputs, outputs)?;
+        if buffer.len() != expected {
+            return Err(Error::Shape { op: "matrix", what: "numbers", expected, got: buffer.len() });
+        }
+        if buffer.format() != dtype.into() {
+            let (expected, got) = (dtype.size(), buffer.format().size());
+            return Err(Error::Shape { op: "matrix", what: "bytes of a number", expected, got });
+        }
+        Ok(Self { buffer, dtype, layout, inputs, outputs })
+    }
+
+    /// The numbers, in the stored order.
+    pub fn buffer(&self) -> &Buffer<D> {
+        &self.buffer
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+}
+
+/// Copies bytes that need not be aligned; where they are not, a part at a time by way of memory that is.
+fn copy<D: Device, T: bytemuck::Pod>(device: &D, bytes: &[u8], buffer: &mut Buffer<D>) -> Result<()> {
+    const PART: usize = 1 << 24;
+    if let Ok(numbers) = bytemuck::try_cast_slice::<u8, T>(bytes) {
+        return buffer.write(device, 0, numbers);
+    }
+    let mut aligned = vec![T::zeroed(); PART.min(bytes.len()) / size_of::<T>()];
+    for (i, part) in bytes.chunks(PART).enumerate() {
+        let numbers = &mut aligned[..part.len() / size_of::<T>()];
+        bytemuck::cast_slice_mut::<T, u8>(numbers).copy_from_slice(part);
+        buffer.write(device, i * (PART / size_of::<T>()), numbers)?;
+    }
+    Ok(())
+}
+
+/// What happens to a matrix product before it is stored: `out = activation(x W + bias)`, or `out += x W + bias` with
+/// `accumulate`.
+#[derive(Debug)]
+pub struct LinearEpilogue<'a, D: Device> {
+    /// One number an output column of the *whole* matrix, in the activations' format.
+    pub bias: Option<&'a Buffer<D>>,
+    /// Applied after the bias; not together with `accumulate`.
+    pub activation: Option<Activation>,
+    /// Adds to what `out` holds instead of overwriting it; the sum is rounded once.
+    pub accumulate: bool,
+}
+
+impl<D: Device> LinearEpilogue<'_, D> {
+    /// `out = x W`.
+    pub const NONE: Self = Self { bias: None, activation: None, accumulate: false };
+}
+
+/// The tile of a block, rows x columns, in 16-bit formats. It has no influence on the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tile {
+    /// 128 x 128.
+    Large,
+    /// 64 x 128.
+    Medium,
+    /// 64 x 64.
+    Small,
+    /// 16 x 32, with more of the weight under way.
+    Few,
+    /// 64 x 64, for rows that do not begin on 16 bytes.
+    Any,
+}
+
+struct Shape {
+    rows: usize,
+    columns: usize,
+    threads: u32,
+    /// Bytes of shared memory.
+    shared: usize,
+}
+
+impl Tile {
+    /// As in `cuda/matmul.cu`.
+    const fn shape(self) -> Shape {
+        match self {
+            Tile::Large => Shape { rows: 128, columns: 128, threads: 128, shared: 73_728 },
+            Tile::Medium => Shape { rows: 64, columns: 128, threads: 128, shared: 49_152 },
+            Tile::Small | Tile::Any => Shape { rows: 64, columns: 64, threads: 128, shared: 32_768 },
+            Tile::Few => Shape { rows: 16, columns: 32, threads: 64, shared: 49_152 },
+        }
+    }
+
+    /// The tile with which the multiprocessor that has most to do has least to do. The factors say how much longer a
+    /// smaller tile takes for the same work: a guess, between not at all and as its reads of shared memory for a
+    /// multiplication, 4 : 6 : 8.
+    fn choose(rows: usize, columns: usize, multiprocessors: u32) -> Self {
+        if rows <= Tile::Few.shape().rows {
+            return Tile::Few;
+        }
+        let cost = |tile: Tile, factor: usize| {
+            let Shape { rows: height, columns: width, .. } = tile.shape();
+            let tiles = rows.div_ceil(height).saturating_mul(columns.div_ceil(width));
+            tiles.div_ceil(multiprocessors.max(1) as usize).saturating_mul(height * width * factor)
+        };
+        let costs = [(Tile::Large, 4), (Tile::Medium, 5), (Tile::Small, 6)];
+        costs
+            .into_iter()
+            .map(|(tile, factor)| (cost(tile, factor), tile))
+            .min_by_key(|c| c.0)
+            .map_or(Tile::Large, |c| c.1)
+    }
+
+    fn kernel(self, dtype: Dtype, layout: Layout) -> &'static str {
+        match (layout, self) {
+            (Layout::OutIn, Tile::Large) => kernel_for!(dtype, "matmul_nt_large"),
+            (Layout::OutIn, Tile::Medium) => kernel_for!(dtype, "matmul_nt_medium"),
+            (Layout::OutIn, Tile::Small) => kernel_for!(dtype, "matmul_nt_small"),
+            (Layout::OutIn, Tile::Few) => kernel_for!(dtype, "matmul_nt_few"),
+            (Layout::OutIn, Tile::Any) => kernel_for!(dtype, "matmul_nt_any"),
+            (Layout::InOut, Tile::Large) => kernel_for!(dtype, "matmul_nn_large"),
+            (Layout::InOut, Tile::Medium) => kernel_for!(dtype, "matmul_nn_medium"),
+            (Layout::InOut, Tile::Small) => kernel_for!(dtype, "matmul_nn_small"),
+            (Layout::InOut, Tile::Few) => kernel_for!(dtype, "matmul_nn_few"),
+            (Layout::InOut, Tile::Any) => kernel_for!(dtype, "matmul_nn_any"),
+        }
+    }
+}
+
+/// As in `cuda/common/gemm.cuh`.
+fn flags<D: Device>(epilogue: &LinearEpilogue<'_, D>, widened: bool) -> u32 {
+    const ACCUMULATE: u32 = 4;
+    const OUT_F32: u32 = 8;
+    let activation = match epilogue.activation {
+        None => 0,
+        Some(Activation::GeluTanh) => 1,
+        Some(Activation::GeluErf) => 2,
+        Some(Activation::Silu) => 3,
+    };
+    activation | if epilogue.accumulate { ACCUMULATE } else { 0 } | if widened { OUT_F32 } else { 0 }
+}
+
+const OP: &str = "linear";
+
+/// Numbers from the first one of `rows` rows of `width`, `stride` apart, to the last.
+fn extent(what: &'static str, rows: usize, stride: usize, width: usize) -> Result<usize> {
+    let over = Error::Shape { op: OP, what, expected: usize::MAX, got: stride };
+    match rows.checked_sub(1) {
+        Some(before) if width > 0 => {
+            before.checked_mul(stride).and_then(|n| n.checked_add(width)).ok_or(over)
+        }
+        _ => Ok(0),
+    }
+}
+
+impl<D: Device> Cuda<D> {
+    /// Matrix product of `rows` rows of `x`, `weight.inputs()` columns placed by their [`Rows`], with the columns
+    /// `outputs` of the weight: `out[t, j] = sum_k x[t, k] W[k, outputs.start + j]`, then the epilogue, into rows of
+    /// `outputs.len()` columns of `out`. `x`, weight and bias are of format `dtype`, `out` is of `out_dtype`: the same, or f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a buffer is too short or of another format, a bias has not one number an output of the whole
+    /// weight, rows of `out` overlap, or an activation meets `accumulate`; those of the device.
+    #[allow(clippy::too_many_arguments)]
+    pub fn linear(
+        &self,
+        dtype: Dtype,
+        x: (&Buffer<D>, Rows),
+        rows: usize,
+        weight: &Matrix<D>,
+        outputs: Range<usize>,
+        epilogue: LinearEpilogue<'_, D>,
+        out: (&mut Buffer<D>, Rows),
+        out_dtype: Dtype,
+    ) -> Result<()> {
+        self.linear_by(None, dtype, x, rows, weight, outputs, epilogue, out, out_dtype)
+    }
+
+    /// [`linear`](Self::linear) with a tile of the caller's choice, where its conditions hold.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn linear_by(
+        &self,
+        tile: Option<Tile>,
+        dtype: Dtype,
+        (x, x_rows): (&Buffer<D>, Rows),
+        rows: usize,
+        weight: &Matrix<D>,
+        outputs: Range<usize>,
+        epilogue: LinearEpilogue<'_, D>,
+        (out, out_rows): (&mut Buffer<D>, Rows),
+        out_dtype: Dtype,
+    ) -> Result<()> {
+        let (inputs, columns) = (weight.inputs, outputs.len());
+        let wrong = |what, expected, got| Err(Error::Shape { op: OP, what, expected, got });
+        if outputs.start > outputs.end || outputs.end > weight.outputs {
+            return wrong("columns of the weight", weight.outputs, outputs.end.max(outputs.start));
+        }
+        if weight.dtype != dtype {
+            return wrong("bytes of a number of the weight", dtype.size(), weight.dtype.size());
+        }
+        if out_dtype != dtype && out_dtype != Dtype::F32 {
+            return wrong("bytes of a number of out", dtype.size(), out_dtype.size());
+        }
+        if let Some(bias) = epilogue.bias.filter(|b| b.len() != weight.outputs) {
+            return wrong("bias", weight.outputs, bias.len());
+        }
+        if epilogue.accumulate && epilogue.activation.is_some() {
+            return wrong("activations of an accumulation", 0, 1);
+        }
+        if rows > 1 && out_rows.stride < columns {
+            return wrong("stride of out", columns, out_rows.stride);
+        }
+        if rows == 0 || columns == 0 {
+            return Ok(());
+        }
+        // Where the columns lie in the weight, and how its rows do.
+        let (first, lines, stride, width) = match weight.layout {
+            Layout::OutIn => (outputs.start * inputs, columns, inputs, inputs),
+            Layout::InOut => (outputs.start, inputs, weight.outputs, columns),
+        };
+        // The stride of a single row is of no account.
+        let (x_stride, out_stride) =
+            if rows == 1 { (inputs, columns) } else { (x_rows.stride, out_rows.stride) };
+
+        // A row that begins on 16 bytes and is a number of 16 bytes long.
+        let packs = |at: u64, stride: usize, width: usize| {
+            at.is_multiple_of(16)
+                && (stride * dtype.size()).is_multiple_of(16)
+                && (width * dtype.size()).is_multiple_of(16)
+        };
+        let packed = packs(x.address(x_rows.at), if rows == 1 { 0 } else { x_stride }, inputs)
+            && packs(weight.buffer.address(first), stride, width);
+        let best = || Tile::choose(rows, columns, self.device.facts().multiprocessors);
+        let tile = if packed { tile.unwrap_or_else(best) } else { Tile::Any };
+        let (kernel, shape) = match (dtype, weight.layout) {
+            (Dtype::F32, layout) => {
+                let kernel = if layout == Layout::OutIn { "matmul_nt_f32" } else { "matmul_nn_f32" };
+                (kernel, Shape { rows: 64, columns: 64, threads: 256, shared: 64 * 72 * 4 })
+            }
+            (_, layout) => (tile.kernel(dtype, layout), tile.shape()),
+        };
+        let blocks = super::product(OP, "tiles", rows.div_ceil(shape.rows), columns.div_ceil(shape.columns))?;
+
+        let mut launch = Launch::new(kernel, [blocks, 1, 1], shape.threads, shape.shared)?;
+        launch.read("x", x, dtype, x_rows.at, extent("x", rows, x_stride, inputs)?)?;
+        launch.read("weight", &weight.buffer, dtype, first, extent("weight", lines, stride, width)?)?;
+        launch.read_or_null("bias", epilogue.bias, dtype, outputs.start, columns)?;
+        let written = extent("out", rows, out_stride, columns)?;
+        if epilogue.accumulate || out_stride != columns {
+            launch.update("out", out, out_dtype, out_rows.at, written)?;
+        } else {
+            launch.write("out", out, out_dtype, out_rows.at, written)?;
+        }
+        launch.size("rows", rows)?.size("columns", columns)?.size("inputs", inputs)?;
+        launch
+            .size("stride of x", x_stride)?
+            .size("stride of the weight", stride)?
+            .size("stride of out", out_stride)?;
+        launch.u32(flags(&epilogue, out_dtype != dtype));
+        // SAFETY: rows and columns of x, weight, bias and out that the sizes name lie in the parts above; the kernels
+        // that copy 16 bytes at a time are launched only on rows that allow it.
+        unsafe { self.device.launch(&launch) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tile;
+
+    #[test]
+    fn tiles_fill_the_card() {
+        assert_eq!(Tile::choose(1, 50_257, 132), Tile::Few);
+        assert_eq!(Tile::choose(17, 768, 132), Tile::Small);
+        assert_eq!(Tile::choose(8192, 8192, 132), Tile::Large);
+        assert_eq!(Tile::choose(1024, 768, 132), Tile::Medium);
+    }
+}
+
+#[cfg(all(test, feature = "simt"))]
+mod simt_tests {
+    use super::*;
+    use crate::backend::cuda::simt::{Options, Simt};
+    use bytes::Bytes;
+
+    #[test]
+    fn an_unaligned_tensor_is_copied_whole() {
+        let device = Simt::new(Options::default());
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let all: Vec<u8> = (0..=dtype.size() * 6).map(|i| i as u8).collect();
+            let tensor = StoredTensor::new(dtype, vec![2, 3], Bytes::from(all.clone()).slice(1..)).unwrap();
+            let matrix = Matrix::upload(&device, &tensor, Layout::OutIn).unwrap();
+            assert_eq!((matrix.inputs(), matrix.outputs()), (3, 2));
+            let got: Vec<u8> = match dtype {
+                Dtype::F32 => bytemuck::cast_slice(&matrix.buffer().to_vec::<u32>(&device).unwrap()).to_vec(),
+                _ => bytemuck::cast_slice(&matrix.buffer().to_vec::<u16>(&device).unwrap()).to_vec(),
+            };
+            assert_eq!(got, all[1..]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let device = Simt::new(Options::default());
+        let cuda = Cuda::new(device.clone());
+        let dtype = Dtype::Bf16;
+        let buffer = |len| Buffer::new(&device, dtype, len).unwrap();
+        let (x, bias, short) = (buffer(16), buffer(4), buffer(3));
+        let matrix = Matrix::of(buffer(32), dtype, Layout::InOut, [8, 4]).unwrap();
+        let with = |bias, activation, accumulate| LinearEpilogue { bias, activation, accumulate };
+        let run = |dtype, rows, outputs, epilogue, stride, out_dtype| {
+            let mut out = Buffer::new(&device, out_dtype, 8).unwrap();
+            let place = (&mut out, Rows::dense(stride));
+            let done =
+                cuda.linear(dtype, (&x, Rows::dense(8)), rows, &matrix, outputs, epilogue, place, out_dtype);
+            match done {
+                Ok(()) => "",
+                Err(Error::Shape { what, .. }) => what,
+                Err(e) => panic!("{e}"),
+            }
+        };
+        let (f32, f16) = (Dtype::F32, Dtype::F16);
+        let silu = Some(Activation::Silu);
+        assert_eq!(run(dtype, 2, 0..4, with(Some(&bias), silu, false), 4, dtype), "");
+        assert_eq!(run(dtype, 2, 4..4, LinearEpilogue::NONE, 4, dtype), "");
+        assert_eq!(run(dtype, 0, 0..4, LinearEpilogue::NONE, 4, f32), "");
+        assert_eq!(run(dtype, 3, 0..4, LinearEpilogue::NONE, 4, dtype), "x");
+        assert_eq!(run(dtype, 2, 0..4, LinearEpilogue::NONE, 5, dtype), "out");
+        assert_eq!(run(dtype, 2, 0..4, LinearEpilogue::NONE, 3, dtype), "stride of out");
+        assert_eq!(run(dtype, 2, 1..5, LinearEpilogue::NONE, 4, dtype), "columns of the weight");
+        assert_eq!(run(dtype, 2, 0..4, LinearEpilogue::NONE, 4, f16), "bytes of a number of out");
+        assert_eq!(run(f32, 2, 0..4, LinearEpilogue::NONE, 4, f32), "bytes of a number of the weight");
+        assert_eq!(run(dtype, 2, 0..4, with(Some(&short), None, false), 4, dtype), "bias");
+        assert_eq!(run(dtype, 2, 0..4, with(None, silu, true), 4, dtype), "activations of an accumulation");
+        assert!(Matrix::of(buffer(31), dtype, Layout::InOut, [8, 4]).is_err());
+        assert!(Matrix::of(buffer(32), f16, Layout::InOut, [8, 4]).is_err());
+    }
+}

@@ -4,10 +4,12 @@
 
 mod activation;
 mod attention;
+mod cast;
 mod commit;
 mod compact;
 mod device;
 mod embedding;
+mod head;
 mod mask;
 mod matmul;
 mod norm;
@@ -18,7 +20,10 @@ pub mod simt;
 mod unmask;
 
 pub use attention::{DeviceMask, Segments};
+pub(crate) use device::kernel_for;
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
+pub(crate) use matmul::Tile;
+pub use matmul::{LinearEpilogue, Matrix};
 
 use crate::error::{Error, Result};
 

@@ -1,10 +1,10 @@
 //! Launches of `cuda/norm.cu`.
 
+use super::kernel_for;
 use super::{Buffer, Cuda, Device, Launch, product};
 use crate::config::NormKind;
 use crate::element::Dtype;
 use crate::error::Result;
-use crate::kernel_for;
 
 const THREADS: u32 = 256;
 
