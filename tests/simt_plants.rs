@@ -79,6 +79,21 @@ fn kernels_of_rows() {
 }
 
 #[test]
+fn attention() {
+    for (plant, kind) in [
+        ("attention_wait", "read of shared memory with a copy in flight"),
+        ("attention_barrier", "race: read after write"),
+        ("attention_overwrite", "race: write after read"),
+        ("attention_row", "global memory out of bounds"),
+        ("attention_last_row", "global memory out of bounds"),
+        ("attention_warp", "race: read after write"),
+        ("attention_unwritten", "output not written"),
+    ] {
+        planted(plant, "attention_fwd_bf16", "attention", kind);
+    }
+}
+
+#[test]
 fn matmul() {
     let file = "matmul.cu";
     for (plant, kind) in [
