@@ -7,6 +7,7 @@ mod attention;
 mod commit;
 mod compact;
 mod device;
+pub mod driver;
 mod embedding;
 mod mask;
 mod matmul;

@@ -1,7 +1,7 @@
 //! The host SIMT machine as a [`Device`]: the kernels of `cuda/` compiled for the CPU, every access watched.
 //! See docs/simt.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -132,6 +132,7 @@ pub struct Simt {
 
 struct Shared {
     facts: Facts,
+    kernels: BTreeSet<String>,
     options: Options,
     /// Put before kernel names: runs mutants.
     prefix: String,
@@ -175,6 +176,7 @@ impl Simt {
         };
         let shared = Shared {
             facts,
+            kernels: Self::kernels().into_iter().map(|(name, ..)| name).collect(),
             options,
             prefix,
             tamper,
@@ -399,6 +401,10 @@ impl Device for Simt {
 
     fn facts(&self) -> &Facts {
         &self.shared.facts
+    }
+
+    fn has_kernel(&self, name: &str) -> bool {
+        self.shared.kernels.contains(name)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
