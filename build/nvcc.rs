@@ -17,7 +17,8 @@
 //!
 //! **Again only when needed.** Beside each `STEM.fatbin` lie `STEM.ptxas.txt` (what the compiler said) and
 //! `STEM.stamp`, a hash of all that went in: the file, every header in `cuda/` and `cuda/common/`, the flags
-//! and the nvcc. While it is the same, nothing is compiled.
+//! and the nvcc. While it is the same, nothing is compiled. Profiles and sets of features have folders of their
+//! own; `cuda-kernels/` in the target folder is common to them, so that a kernel is compiled once for all.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env::consts::EXE_SUFFIX;
@@ -261,6 +262,14 @@ impl Task {
             return Ok(());
         }
 
+        if let Some(store) = store(out)
+            && store.take(stem, hash.trim(), &fatbin, &report)
+        {
+            let said = fs::read_to_string(&report).map_err(|e| at(&report, "read", e))?;
+            complain(stem, &objections(&said));
+            return fs::write(&stamp, hash).map_err(|e| at(&stamp, "write", e));
+        }
+
         // Until the new one is whole there is none.
         for path in [&stamp, &fatbin] {
             match fs::remove_file(path) {
@@ -299,7 +308,48 @@ impl Task {
         let head = format!("# nvcc {}, cuda/{stem}.cu, {}\n", nvcc.version, archs.join(","));
         fs::write(&report, head + &said).map_err(|e| at(&report, "write", e))?;
         fs::rename(&part, &fatbin).map_err(|e| at(&fatbin, "rename to", e))?;
+        if let Some(store) = store(out) {
+            store.keep(stem, hash.trim(), &fatbin, &report);
+        }
         fs::write(&stamp, hash).map_err(|e| at(&stamp, "write", e))
+    }
+}
+
+/// Kernels of all profiles: `cuda-kernels/STEM-HASH.fatbin` and `.ptxas.txt` in the target folder.
+struct Store(PathBuf);
+
+/// `OUT_DIR` is `TARGET/PROFILE/build/PACKAGE-HASH/out`.
+fn store(out: &Path) -> Option<Store> {
+    Some(Store(out.ancestors().nth(4)?.join("cuda-kernels")))
+}
+
+impl Store {
+    fn paths(&self, stem: &str, hash: &str) -> [PathBuf; 2] {
+        ["fatbin", "ptxas.txt"].map(|end| self.0.join(format!("{stem}-{hash}.{end}")))
+    }
+
+    /// Copies what was kept; whether there was anything.
+    fn take(&self, stem: &str, hash: &str, fatbin: &Path, report: &Path) -> bool {
+        let [kept_fatbin, kept_report] = self.paths(stem, hash);
+        fs::copy(kept_report, report).is_ok() && fs::copy(kept_fatbin, fatbin).is_ok()
+    }
+
+    /// Keeps copies and drops those of earlier sources. Nothing depends on it: failures are passed over.
+    fn keep(&self, stem: &str, hash: &str, fatbin: &Path, report: &Path) {
+        let _ = fs::create_dir_all(&self.0);
+        for old in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let name = old.file_name().to_string_lossy().into_owned();
+            if name.rsplit_once('-').is_some_and(|(s, _)| s == stem) {
+                let _ = fs::remove_file(old.path());
+            }
+        }
+        // The report last and the fatbin whole: `take` asks for both.
+        for (from, to) in [fatbin, report].iter().zip(self.paths(stem, hash)) {
+            let part = to.with_extension("part");
+            if fs::copy(from, &part).is_ok() {
+                let _ = fs::rename(&part, &to);
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod embedding;
 mod head;
 mod matmul;
 mod norm;
@@ -12,6 +13,7 @@ mod unmask;
 criterion::criterion_group!(
     ops,
     matmul::bench,
+    embedding::bench,
     attention::bench,
     head::bench,
     norm::bench,

@@ -272,23 +272,29 @@ void Machine::finish_launch() {
 
 // ---- what even an unwatched launch notices: pages that are not there ----
 static struct sigaction previous;
-static void fault_landing() { abandon_block(); }
+static thread_local const void* missing_address;
+static thread_local const void* missing_from;
+// Runs on the fiber's own stack, once the handler has returned: a signal's stack is too small for a report.
+static void fault_landing() {
+  report("access to memory that is not there", Where::code(missing_from), "address %p", missing_address);
+  abandon_block();
+}
 static void on_segv(int number, siginfo_t* info, void* context) {
   if (!machine || !thread) {  // not ours
     sigaction(number, &previous, nullptr);
     return;
   }
+  missing_address = info->si_addr;
   auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext;
+  // Places of code are return addresses, behind what they speak of.
 #if defined(__x86_64__)
   auto& pc = registers.gregs[REG_RIP];
   auto& sp = registers.gregs[REG_RSP];
-  const void* from = reinterpret_cast<const void*>(pc + 1);
-  report("access to memory that is not there", Where::code(from), "address %p", info->si_addr);
+  missing_from = reinterpret_cast<const void*>(pc + 1);
   sp = (sp - 256) / 16 * 16 - 8;
   pc = reinterpret_cast<greg_t>(fault_landing);
 #else
-  const void* from = reinterpret_cast<const void*>(registers.pc + 4);
-  report("access to memory that is not there", Where::code(from), "address %p", info->si_addr);
+  missing_from = reinterpret_cast<const void*>(registers.pc + 4);
   registers.sp = (registers.sp - 256) / 16 * 16;
   registers.pc = reinterpret_cast<uint64_t>(fault_landing);
 #endif

@@ -197,20 +197,17 @@ void warp_collective(uint32_t mask, Collective operation, void* argument, Execut
     abandon_block();
   }
   Slot* slot = nullptr;
-  for (Slot& s : warp.slots)
-    if (s.arrived && (s.mask & mask)) {
-      // Lanes of one warp in two collectives at once whose masks overlap: they can never meet.
-      if (s.mask != mask || s.operation != operation || s.place.line != place.line ||
-          strcmp(s.place.file, place.file) != 0) {
-        if (!(s.arrived & mask) && s.mask != mask) continue;
-        const unsigned other = static_cast<unsigned>(__builtin_ctz(s.arrived));
-        report_race("divergent warp collective", Where::at(place), {s.fibers[other]->linear, Where::at(s.place)},
-                    "mask %08x here, mask %08x there", mask, s.mask);
-        abandon_block();
-      }
-      slot = &s;
-      break;
-    }
+  // Collectives of other lanes may be under way, each with its own mask. Should lanes wait for one another in two of them,
+  // that is a deadlock and reported as one.
+  for (Slot& s : warp.slots) {
+    if (!s.arrived || s.mask != mask) continue;
+    slot = &s;
+    if (s.operation == operation && s.place.line == place.line && strcmp(s.place.file, place.file) == 0) break;
+    const unsigned other = static_cast<unsigned>(__builtin_ctz(s.arrived));
+    report_race("divergent warp collective", Where::at(place), {s.fibers[other]->linear, Where::at(s.place)},
+                "lanes %08x wait elsewhere for mask %08x", s.arrived, mask);
+    abandon_block();
+  }
   if (!slot) {
     for (Slot& s : warp.slots)
       if (!s.arrived) {

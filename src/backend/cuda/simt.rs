@@ -187,7 +187,7 @@ impl Simt {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The names of all kernels, mutants left out, with the file each is in and its threads a block.
+    /// The names of all kernels, mutants and faulty ones left out, with the file each is in and its threads a block.
     pub fn kernels() -> Vec<(String, String, u32)> {
         extern "C" fn each(context: *mut c_void, name: *const c_char, file: *const c_char, threads: u32) {
             // SAFETY: `context` is the vector below, borrowed by no one else during the call.
@@ -198,6 +198,7 @@ impl Simt {
         let mut list: Vec<(String, String, u32)> = Vec::new();
         // SAFETY: `each` takes the context for what it is, and is called before this returns.
         unsafe { simt_kernels((&raw mut list).cast(), each) };
+        list.retain(|(_, file, _)| !file.starts_with("cuda/simt/"));
         list.retain(|(name, ..)| !name.starts_with("plant_"));
         list.sort();
         list
@@ -226,12 +227,14 @@ impl Simt {
         drop(plan);
         let limit = self.shared.facts.shared_per_block;
         if launch.shared > limit {
-            return Err(refused(launch.kernel, format!("asks for {} bytes of shared memory, of {limit}", launch.shared)));
+            return Err(refused(
+                launch.kernel,
+                format!("asks for {} bytes of shared memory, of {limit}", launch.shared),
+            ));
         }
         if launch.is_empty() {
             return Ok(());
         }
-        let name = c_string(&format!("{}{}", self.shared.prefix, launch.kernel));
         let arguments = launch.arguments();
         let parameters: Vec<*const c_void> =
             arguments.iter().map(|a: &Argument| (&raw const a.bits).cast()).collect();
@@ -257,22 +260,29 @@ impl Simt {
             report,
             context: (&raw mut faults).cast(),
         };
-        // SAFETY: every pointer is to something that lives until the call returns; parameters are as many as their
-        // sizes. That the kernel touches only the named parts of buffers is the promise of `launch`'s caller.
-        let found = unsafe {
-            simt_launch(
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                launch.block.as_ptr(),
-                launch.shared,
-                parameters.as_ptr(),
-                sizes.as_ptr(),
-                sizes.len() as u32,
-                extents.as_ptr(),
-                extents.len() as u32,
-                &raw const options,
-            )
+        let start = |name: &CStr| {
+            // SAFETY: every pointer is to something that lives until the call returns; parameters are as many as their
+            // sizes. That the kernel touches only the named parts of buffers is the promise of `launch`'s caller.
+            unsafe {
+                simt_launch(
+                    name.as_ptr(),
+                    launch.grid.as_ptr(),
+                    launch.block.as_ptr(),
+                    launch.shared,
+                    parameters.as_ptr(),
+                    sizes.as_ptr(),
+                    sizes.len() as u32,
+                    extents.as_ptr(),
+                    extents.len() as u32,
+                    &raw const options,
+                )
+            }
         };
+        let mut found = start(&c_string(&format!("{}{}", self.shared.prefix, launch.kernel)));
+        if found == u32::MAX && !self.shared.prefix.is_empty() {
+            // A kernel of a file that has no mutant.
+            found = start(&c_string(launch.kernel));
+        }
         match found {
             u32::MAX => Err(refused(launch.kernel, "there is no kernel of this name".into())),
             n if n == u32::MAX - 1 => Err(refused(
@@ -354,7 +364,8 @@ fn place(file: *const c_char, line: i32, pc: *const c_void) -> Option<(String, u
         let path = symbol.filename().map(|p| p.to_string_lossy().into_owned());
         // Inlined helpers come first; the line of interest is the first one in a kernel file.
         if let (Some(path), Some(line)) = (path, symbol.lineno()) {
-            let better = path.ends_with(".cu") && found.as_ref().is_none_or(|(p, _): &(String, u32)| !p.ends_with(".cu"));
+            let better = path.ends_with(".cu")
+                && found.as_ref().is_none_or(|(p, _): &(String, u32)| !p.ends_with(".cu"));
             if found.is_none() || better {
                 found = Some((path, line));
             }
