@@ -9,6 +9,8 @@ mod compact;
 mod device;
 pub mod driver;
 mod embedding;
+#[cfg(feature = "simt")]
+mod fault;
 mod mask;
 mod matmul;
 mod norm;
