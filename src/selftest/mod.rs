@@ -10,6 +10,7 @@ mod activation;
 mod attention;
 mod commit;
 mod compact;
+pub mod cpu;
 mod embedding;
 mod mask;
 mod matmul;
