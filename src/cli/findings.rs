@@ -224,10 +224,10 @@ impl Report {
     fn table(&self, out: &mut String) {
         let rows = self.tallies.iter().map(|t| {
             let (error, of_bound, shape) = match &t.worst {
+                Some((v, _)) if v.error == 0.0 => ("none".into(), String::new(), String::new()),
                 Some((v, shape)) if v.bound > 0.0 => {
                     (format!("{:.1e}", v.error), format!("{:.2}", share(v)), shape.clone())
                 }
-                Some((v, _)) if v.error == 0.0 => ("exact".into(), String::new(), String::new()),
                 Some((v, shape)) => (format!("{} differ", v.error), String::new(), shape.clone()),
                 None => (String::new(), String::new(), String::new()),
             };
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!((&case["passed"], &case["schedule"], &case["seed"]), (&true.into(), &0.into(), &4.into()));
         assert!(report.verdict().is_ok());
         let text = report.text();
-        for words in ["rows 2", "5.0e-7", "0.05", "exact", "3 of 3 cases passed"] {
+        for words in ["rows 2", "5.0e-7", "0.05", "none", "3 of 3 cases passed"] {
             assert!(text.contains(words), "{words}: {text}");
         }
         assert!(!text.contains("FAILED"));

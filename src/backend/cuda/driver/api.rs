@@ -20,6 +20,7 @@ pub struct Code(pub u32);
 
 impl Code {
     pub const SUCCESS: Code = Code(0);
+    pub const INVALID_VALUE: Code = Code(1);
     pub const OUT_OF_MEMORY: Code = Code(2);
     pub const STUB_LIBRARY: Code = Code(34);
     pub const NO_DEVICE: Code = Code(100);
@@ -41,7 +42,7 @@ impl Code {
     pub fn is_of_a_kernel(self) -> bool {
         self == Code::ECC_UNCORRECTABLE
             || self == Code::LAUNCH_TIMEOUT
-            || (Code::ILLEGAL_ADDRESS.0 == self.0)
+            || self == Code::ILLEGAL_ADDRESS
             || (710..=Code::LAUNCH_FAILED.0).contains(&self.0)
     }
 
@@ -57,12 +58,12 @@ pub enum Missing {
     Symbol(&'static str),
 }
 
-/// The names under which the library is looked for begin with this one, for messages.
+/// The library's name in messages.
 pub const LIBRARY: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
 
 macro_rules! functions {
     ($($name:ident $symbol:literal ($($argument:ty),*);)*) => {
-        /// The driver's functions, by what they do; in the comment-free order of their use.
+        /// The driver's functions, named by what they do.
         pub struct Api {
             $(pub $name: unsafe extern "C" fn($($argument),*) -> Code,)*
             /// `cuFuncGetParamInfo`, since CUDA 12.4.

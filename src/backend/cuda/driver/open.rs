@@ -359,16 +359,30 @@ unsafe fn kernel(api: &Api, function: CUfunction, shared_per_block: u32) -> Resu
     let value = c_int::try_from(shared).unwrap_or(c_int::MAX);
     // SAFETY: as above.
     unsafe { (api.function_set_attribute)(function, attribute, value) }.ok()?;
-    let parameters = api.parameter.map(|ask| {
-        let mut sizes = Vec::new();
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: writes two sizes; a number that is no parameter's is refused.
-        while unsafe { ask(function, sizes.len(), &raw mut offset, &raw mut size) } == Code::SUCCESS {
-            sizes.push(u32::try_from(size).unwrap_or(u32::MAX));
-        }
-        sizes.into_boxed_slice()
-    });
+    // SAFETY: as above.
+    let parameters = api.parameter.and_then(|ask| unsafe { parameters(ask, function) });
     Ok(Kernel { function, threads, shared, parameters })
+}
+
+/// Bytes of each parameter, if the driver says.
+///
+/// # Safety
+/// As [`kernel`].
+unsafe fn parameters(
+    ask: unsafe extern "C" fn(CUfunction, usize, *mut usize, *mut usize) -> Code,
+    function: CUfunction,
+) -> Option<Box<[u32]>> {
+    let mut sizes = Vec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: writes two sizes; the caller's promise.
+        match unsafe { ask(function, sizes.len(), &raw mut offset, &raw mut size) } {
+            Code::SUCCESS => sizes.push(u32::try_from(size).unwrap_or(u32::MAX)),
+            // There is no parameter of this number.
+            Code::INVALID_VALUE => return Some(sizes.into_boxed_slice()),
+            _ => return None,
+        }
+    }
 }
 
 #[cfg(test)]
