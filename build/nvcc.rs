@@ -214,7 +214,10 @@ fn kernels(stem: &str, out: &Path) -> Result<Vec<String>, String> {
     names.sort();
     names.dedup();
     if names.is_empty() {
-        return Err(format!("cuda/{stem}.cu: expected the compiler to name its kernels in {}", report.display()));
+        return Err(format!(
+            "cuda/{stem}.cu: expected the compiler to name its kernels in {}",
+            report.display()
+        ));
     }
     Ok(names)
 }

@@ -126,11 +126,7 @@ impl Simt {
 
     /// A machine that runs the mutants whose names begin with `prefix`, and changes launches by `tamper` before they
     /// start: for tests of the machine itself.
-    pub fn with_bugs(
-        options: Options,
-        prefix: &str,
-        tamper: Option<Change>,
-    ) -> Self {
+    pub fn with_bugs(options: Options, prefix: &str, tamper: Option<Change>) -> Self {
         Self::build(options, prefix.to_owned(), tamper.map(Arc::from))
     }
 
