@@ -37,8 +37,9 @@ fn build() -> Result<(), String> {
 }
 
 fn kernels(cuda: &Path, out: &Path) -> Result<(), String> {
-    let modules = match nvcc::find()? {
-        Some(nvcc) => nvcc::compile_all(&nvcc, cuda, out)?,
+    let nvcc = nvcc::find()?;
+    let modules = match &nvcc {
+        Some(nvcc) => nvcc::compile_all(nvcc, cuda, out)?,
         None => {
             println!(
                 "cargo:warning=no nvcc: this build computes on the CPU only; tools/setup-cuda installs nvcc, then build again"
@@ -46,5 +47,5 @@ fn kernels(cuda: &Path, out: &Path) -> Result<(), String> {
             Vec::new()
         }
     };
-    nvcc::registry(&modules, out)
+    nvcc::registry(&modules, nvcc.as_ref(), out)
 }

@@ -166,11 +166,15 @@ pub fn compile_all(nvcc: &Nvcc, cuda_dir: &Path, out: &Path) -> Result<Vec<Modul
     Err(failed.into_iter().map(|(_, message)| message).collect::<Vec<_>>().join("\n\n"))
 }
 
-/// Writes `out/fatbins.rs`, `pub static FATBINS: &[Fatbin]`, for an includer that defines `Fatbin`. No modules, an empty
-/// list. What earlier builds left in `out` for files that are no more is removed.
-pub fn registry(modules: &[Module], out: &Path) -> Result<(), String> {
-    let mut text = String::from("pub static FATBINS: &[Fatbin] = &[\n");
+/// Writes `out/fatbins.rs`, `pub static FATBINS: &[Fatbin]`, for an includer that defines `Fatbin`, and `pub static
+/// COMPILER`, the version of the nvcc. No modules, an empty list. What earlier builds left in `out` for files that are no
+/// more is removed.
+pub fn registry(modules: &[Module], nvcc: Option<&Nvcc>, out: &Path) -> Result<(), String> {
+    let version = nvcc.map(|nvcc| nvcc.version.as_str());
+    let mut text = format!("pub static COMPILER: Option<&str> = {version:?};\n\n");
+    text.push_str("pub static FATBINS: &[Fatbin] = &[\n");
     for Module { stem, archs } in modules {
+        let kernels = kernels(stem, out)?;
         // The driver reads the image in words; bare include_bytes! would promise it no alignment.
         let _ = write!(
             text,
@@ -178,7 +182,7 @@ pub fn registry(modules: &[Module], out: &Path) -> Result<(), String> {
              #[repr(C, align(64))]\n            struct Aligned<T: ?Sized>(T);\n            \
              const IMAGE: &Aligned<[u8]> =\n                \
              &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), {:?})));\n            \
-             &IMAGE.0\n        }},\n        archs: &{archs:?},\n    }},\n",
+             &IMAGE.0\n        }},\n        archs: &{archs:?},\n        kernels: &{kernels:?},\n    }},\n",
             format!("/{stem}.fatbin"),
         );
     }
@@ -196,6 +200,26 @@ pub fn registry(modules: &[Module], out: &Path) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The names of a module's kernels, sorted: drivers before CUDA 12.4 cannot list them.
+fn kernels(stem: &str, out: &Path) -> Result<Vec<String>, String> {
+    let report = out.join(format!("{stem}.ptxas.txt"));
+    let said = fs::read_to_string(&report).map_err(|e| at(&report, "read", e))?;
+    let mut names: Vec<String> = said
+        .lines()
+        .filter_map(|line| line.split_once("Compiling entry function '")?.1.split_once('\''))
+        .map(|(name, _)| name.to_string())
+        .collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return Err(format!(
+            "cuda/{stem}.cu: expected the compiler to name its kernels in {}",
+            report.display()
+        ));
+    }
+    Ok(names)
 }
 
 struct Task {

@@ -5,6 +5,7 @@ mod args;
 mod batch;
 mod common;
 mod device;
+mod findings;
 mod generate;
 mod infill;
 mod inspect;
@@ -14,6 +15,7 @@ mod record;
 mod replay;
 mod run;
 mod sampling;
+mod selftest;
 mod tally;
 mod terminal;
 mod tokenize;
@@ -51,6 +53,7 @@ Exit codes:
     5  weights or logits that are not finite
     6  a model cannot be fetched from a hub
     7  not enough memory
+    8  a device is missing, too old or failed, or a self-test did
   130  stopped by Ctrl-C
 With --json an error is also an object on standard output:
 {\"error\": \"...\", \"code\": 2}. Ctrl-C stops after the step at hand and keeps
@@ -72,6 +75,8 @@ enum Command {
     Tokenize(tokenize::Args),
     /// Run explicit inputs, to compare with another implementation
     Replay(Box<replay::Args>),
+    /// Test the kernels on this machine against the CPU
+    Selftest(selftest::Args),
 }
 
 impl Command {
@@ -84,6 +89,7 @@ impl Command {
             Command::Inspect(args) => args.json,
             Command::Tokenize(args) => args.json,
             Command::Replay(args) => args.json(),
+            Command::Selftest(args) => args.json,
         }
     }
 }
@@ -156,6 +162,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Inspect(args) => inspect::run(args, context),
         Command::Tokenize(args) => tokenize::run(args, context),
         Command::Replay(args) => replay::run(*args, context),
+        Command::Selftest(args) => selftest::run(&args, context),
     }
 }
 

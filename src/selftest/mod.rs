@@ -11,6 +11,7 @@ mod attention;
 mod cast;
 mod commit;
 mod compact;
+pub mod cpu;
 mod embedding;
 mod head;
 mod mask;

@@ -369,7 +369,7 @@ fn shared_bytes(dtype: Dtype, head_dim: usize, tile: usize) -> usize {
         let keys = if head_dim <= 64 { 64 } else { 32 };
         return ((tile + 2 * keys) * (head_dim + 4) + tile * (keys + 4)) * 4;
     }
-    let stride = if head_dim % 64 == 0 { head_dim } else { head_dim + 8 };
+    let stride = if head_dim.is_multiple_of(64) { head_dim } else { head_dim + 8 };
     let blocks = if head_dim <= 64 { 4 } else { 2 };
     (tile + 64 * blocks) * stride * 2
 }

@@ -32,6 +32,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     type Event: Send;
 
     fn facts(&self) -> &Facts;
+    /// Whether a launch of kernel `name` can be had here: kernels for one generation of cards (`NAME_sm90`) are not everywhere.
+    fn has_kernel(&self, name: &str) -> bool;
     /// `bytes` bytes of memory, aligned to 16 at least. Debug builds and the SIMT machine fill them with 0xff, which is NaN in
     /// every format.
     ///
@@ -40,7 +42,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
     /// The device address of an allocation.
     fn address(memory: &Self::Memory) -> u64;
-    /// Copies `src` to byte `at` of `dst`.
+    /// Copies `src` to byte `at` of `dst`; on return `src` has been read. Refused while a graph is recorded, as are
+    /// `download`, and on cards everything but launches and fills.
     fn upload(&self, dst: &mut Self::Memory, at: usize, src: &[u8]) -> Result<()>;
     /// Copies from byte `at` of `src`; waits for what was asked for before.
     fn download(&self, src: &Self::Memory, at: usize, dst: &mut [u8]) -> Result<()>;

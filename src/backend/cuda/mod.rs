@@ -8,7 +8,10 @@ mod cast;
 mod commit;
 mod compact;
 mod device;
+pub mod driver;
 mod embedding;
+#[cfg(feature = "simt")]
+mod fault;
 mod head;
 mod mask;
 mod matmul;

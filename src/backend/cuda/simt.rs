@@ -1,12 +1,13 @@
 //! The host SIMT machine as a [`Device`]: the kernels of `cuda/` compiled for the CPU, every access watched.
 //! See docs/simt.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::device::{Access, Argument, Device, Facts, Launch};
+pub use super::fault::Fault;
 use crate::error::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/simt_kernels.rs"));
@@ -66,39 +67,6 @@ unsafe extern "C" {
     ) -> u32;
 }
 
-/// What the machine found wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// "race: read after write", "global memory out of bounds", "deadlock", ...
-    pub kind: String,
-    pub text: String,
-    pub kernel: String,
-    pub block: [u32; 3],
-    pub thread: [u32; 3],
-    /// Source file and line, innermost first.
-    pub place: Option<(String, u32)>,
-    /// The other party of a race: its thread's number in the block, and its place.
-    pub other: Option<(u32, Option<(String, u32)>)>,
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { kind, text, kernel, block, thread, place, other } = self;
-        write!(f, "{kind} in {kernel}, block {block:?}, thread {thread:?}")?;
-        if let Some((file, line)) = place {
-            write!(f, ", {file}:{line}")?;
-        }
-        write!(f, ": {text}")?;
-        if let Some((thread, place)) = other {
-            write!(f, "; the other party is thread {thread}")?;
-            if let Some((file, line)) = place {
-                write!(f, " at {file}:{line}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// How the machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -122,7 +90,7 @@ pub struct Geometry {
     pub shared: u32,
 }
 
-/// A change of a launch before it starts.
+/// What is done to launches before they start.
 pub type Change = Box<dyn Fn(&mut Launch<'_>) + Send + Sync>;
 type Tamper = Arc<dyn Fn(&mut Launch<'_>) + Send + Sync>;
 
@@ -134,6 +102,7 @@ pub struct Simt {
 
 struct Shared {
     facts: Facts,
+    kernels: BTreeSet<String>,
     options: Options,
     /// Put before kernel names: runs mutants.
     prefix: String,
@@ -173,6 +142,7 @@ impl Simt {
         };
         let shared = Shared {
             facts,
+            kernels: Self::kernels().into_iter().map(|(name, ..)| name).collect(),
             options,
             prefix,
             tamper,
@@ -408,6 +378,10 @@ impl Device for Simt {
 
     fn facts(&self) -> &Facts {
         &self.shared.facts
+    }
+
+    fn has_kernel(&self, name: &str) -> bool {
+        self.shared.kernels.contains(name)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
