@@ -37,7 +37,8 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     }
     source.push_str("}\n\n/// Makes the linker keep every kernel file.\nfn link_kernel_files() {\n");
     for stem in &stems {
-        let _ = writeln!(source, "    // SAFETY: the function is empty.\n    unsafe {{ simt_file_{stem}() }};");
+        let _ =
+            writeln!(source, "    // SAFETY: the function is empty.\n    unsafe {{ simt_file_{stem}() }};");
     }
     source.push_str("}\n");
     write(&out.join("simt_kernels.rs"), &source)
@@ -55,7 +56,11 @@ fn compiler(cuda: &Path) -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").include(cuda).warnings(true).extra_warnings(true).debug(true);
     // Products and sums are rounded one by one, as written; bits may be looked at in several types.
-    build.flag("-Wno-unknown-pragmas").flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-fno-omit-frame-pointer");
+    build
+        .flag("-Wno-unknown-pragmas")
+        .flag("-ffp-contract=off")
+        .flag("-fno-strict-aliasing")
+        .flag("-fno-omit-frame-pointer");
     if let Some(root) = cuda.parent() {
         build.flag(format!("-ffile-prefix-map={}/=", root.display()));
     }
@@ -137,9 +142,8 @@ impl Plant {
             ));
         }
         let file = format!("KERNEL_FILE({})", stem(&from));
-        let source = source
-            .replace(&self.old, &self.new)
-            .replace(&file, &format!("KERNEL_FILE({})", self.name));
+        let source =
+            source.replace(&self.old, &self.new).replace(&file, &format!("KERNEL_FILE({})", self.name));
         let path = out.join(format!("{}.cu", self.name));
         write(&path, &format!("#line 1 \"cuda/{}\"\n{source}", self.file))?;
         Ok(path)

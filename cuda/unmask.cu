@@ -14,7 +14,7 @@
 // the order of additions nor the alignment of a row can change a result.
 //
 // unmask_resident_*   the row is copied to shared memory once; shared memory: UnmaskWork, 16 bytes a pack
-// unmask_streaming_*  each pass reads the row again; shared memory: UnmaskWork
+// unmask_streaming_*  each pass reads the row again; shared memory: UnmaskWork and 48 bytes
 // The same bits from both. UNMASK_WORK_BYTES is the size of UnmaskWork (src/backend/cuda/unmask.rs has it too).
 //
 // Top-p: Holtzman et al., "The curious case of neural text degeneration", ICLR 2020. docs/kernels/unmask.md.
@@ -55,6 +55,12 @@ DEVICE uint64_t unmask_reduce_sum(uint64_t x, UnmaskWork& work) {
   return block_reduce(x, Sum(), uint64_t(0), work.scratch);
 }
 
+DEVICE uint64_t unmask_sum_of_shares(const UnmaskWork& work) {
+  uint64_t total = 0;
+  for (int w = 0; w < UNMASK_WARPS; w++) total += work.sums[w];
+  return total;
+}
+
 // The best token as a rank, all ones where a number is NaN or +inf; and the best logit that this thread saw.
 template <class T, bool RESIDENT>
 DEVICE uint64_t unmask_peak(const Row<T, RESIDENT>& row, UnmaskWork& work, float& own_peak) {
@@ -63,34 +69,26 @@ DEVICE uint64_t unmask_peak(const Row<T, RESIDENT>& row, UnmaskWork& work, float
   bool finite = true;
   // A thread looks at packs that it copied itself.
   const auto look = [&](int q) {
-    Pack<T> x = row.raw(q);
+    Pack<T> x = row.pack(q);
 #pragma unroll
     for (int j = 0; j < Row<T, RESIDENT>::N; j++) finite &= x.get(j) < __uint_as_float(0x7f800000u);
-    if (row.holds_suppressed(q)) {
-      row.remove_suppressed(q, x);
-      if (RESIDENT) store_16(row.kept + q * 16, as_uint4(x));
-    }
+    row.remove_suppressed(q, x);
     float best = x.get(0);
 #pragma unroll
     for (int j = 1; j < Row<T, RESIDENT>::N; j++) best = x.get(j) > best ? x.get(j) : best;
     if (best > peak) peak = best, where = q;
   };
-  if constexpr (RESIDENT) {
-    // The whole row is on its way at once; the first half is looked at while the second comes in.
-    const int half = (row.packs + 2 * UNMASK_THREADS - 1) / (2 * UNMASK_THREADS) * UNMASK_THREADS;
-    int q = threadIdx.x;
-    for (; q < half && q < row.packs; q += UNMASK_THREADS) row.copy(q);
-    cp_async_commit();
-    for (; q < row.packs; q += UNMASK_THREADS) row.copy(q);
-    cp_async_commit();
-    cp_async_wait<1>();
-    for (q = threadIdx.x; q < half && q < row.packs; q += UNMASK_THREADS) look(q);
-    cp_async_wait<0>();
-    for (; q < row.packs; q += UNMASK_THREADS) look(q);
-  } else {
-#pragma unroll 4
-    for (int q = threadIdx.x; q < row.packs; q += UNMASK_THREADS) look(q);
-  }
+  // Of a resident row everything is on its way at once, and the first half is looked at while the second comes in.
+  const int half = (row.packs + 2 * UNMASK_THREADS - 1) / (2 * UNMASK_THREADS) * UNMASK_THREADS;
+  int q = threadIdx.x;
+  for (; q < half && q < row.packs; q += UNMASK_THREADS) row.copy(q);
+  cp_async_commit();
+  for (; q < row.packs; q += UNMASK_THREADS) row.copy(q);
+  cp_async_commit();
+  cp_async_wait<1>();
+  for (q = threadIdx.x; q < half && q < row.packs; q += UNMASK_THREADS) look(q);
+  cp_async_wait<0>();
+  for (; q < row.packs; q += UNMASK_THREADS) look(q);
   own_peak = peak;
   uint64_t rank = 0;
   if (where < row.packs) {
@@ -112,9 +110,7 @@ DEVICE uint64_t unmask_masses(const Row<T, RESIDENT>& row, const Temper& temper,
   sum = warp_reduce(sum, Sum());
   if (threadIdx.x % 32 == 0) work.sums[threadIdx.x / 32] = sum;
   __syncthreads();
-  uint64_t total = 0;
-  for (int w = 0; w < UNMASK_WARPS; w++) total += work.sums[w];
-  return total;
+  return unmask_sum_of_shares(work);
 }
 
 // The same for the whole row, and with ENTROPY the sum of p * -log2 p, p being a mass relative to the best one's, in the
@@ -132,9 +128,7 @@ DEVICE uint64_t unmask_weigh(const Row<T, RESIDENT>& row, const Temper& temper, 
   if (threadIdx.x % 32 == 0) work.sums[threadIdx.x / 32] = sum;
   spread = ENTROPY ? unmask_reduce_sum(depth, work) : 0;
   __syncthreads();
-  uint64_t total = 0;
-  for (int w = 0; w < UNMASK_WARPS; w++) total += work.sums[w];
-  return total;
+  return unmask_sum_of_shares(work);
 }
 
 // The first id of the row at which the running sum of f(id, z) exceeds `limit`, given the sums of the warps' shares in
@@ -190,7 +184,7 @@ DEVICE int unmask_gather(const Row<T, RESIDENT>& row, UnmaskWork& work, F f) {
 // f(rank) becomes the weight of each token of the list. Returns their sum.
 template <class F> DEVICE uint64_t unmask_weights(int n, UnmaskWork& work, F f) {
   uint64_t weight = 0;
-  if (threadIdx.x < n) work.weight[threadIdx.x] = weight = f(work.rank[threadIdx.x]);
+  if (static_cast<int>(threadIdx.x) < n) work.weight[threadIdx.x] = weight = f(work.rank[threadIdx.x]);
   return unmask_reduce_sum(weight, work);
 }
 
@@ -215,17 +209,13 @@ template <bool BY_ID> DEVICE uint64_t unmask_find(int n, uint64_t limit, UnmaskW
 }
 
 // Cuts the ranking of the tokens of at least `least` that `within` keeps: keeps each before which the weights (masses, or
-// with COUNT 1 each) sum to at most `limit`. False where the sum of all is not above it.
-template <bool COUNT, class T, bool RESIDENT>
-DEVICE bool unmask_select(const Row<T, RESIDENT>& row, const Temper& temper, const Cut& within, float least, uint64_t limit,
-                          UnmaskWork& work, Cut& cut) {
+// to count 1 each) sum to at most `limit`. False where the sum of all is not above it.
+template <class T, bool RESIDENT>
+DEVICE bool unmask_select(const Row<T, RESIDENT>& row, const Temper& temper, bool count, const Cut& within, float least,
+                          uint64_t limit, UnmaskWork& work, Cut& cut) {
   typedef Bins<UNMASK_THREADS> Histogram;
   static_assert(Histogram::COUNT == 1 << 10, "10 bits of a key a round");
-  const auto weight = [&](float z) { return COUNT ? uint64_t(1) : temper.mass(z); };
-  const auto add = [&](int bin, float z) {
-    if (COUNT) work.bins.add_one(bin);
-    else work.bins.add(bin, temper.mass(z));
-  };
+  const auto weight = [&](float z) { return count ? uint64_t(1) : temper.mass(z); };
   // Equal intervals of logits. Subtraction and multiplication round monotonically: a greater logit is never in a later bin.
   const float scale = (Histogram::COUNT - 1) / (temper.max - least);
   const auto bin_of = [&](float z) {
@@ -237,7 +227,7 @@ DEVICE bool unmask_select(const Row<T, RESIDENT>& row, const Temper& temper, con
   work.bins.clear();
   __syncthreads();
   row.each([&](int id, float z) {
-    if (z >= least && within.keeps(id, z)) add(bin_of(z), z);
+    if (z >= least && within.keeps(id, z)) work.bins.add(bin_of(z), weight(z));
   });
   __syncthreads();
   const Crossing first = find_crossing(work.bins, limit, work.scratch, &work.crossing);
@@ -267,7 +257,7 @@ DEVICE bool unmask_select(const Row<T, RESIDENT>& row, const Temper& temper, con
     __syncthreads();
     row.each([&](int id, float z) {
       const uint32_t key = static_cast<uint32_t>(rank_of<true>(z, 0) >> 32);
-      if (key >= low && key <= high && within.keeps(id, z)) add(static_cast<int>((high - key) >> shift), z);
+      if (key >= low && key <= high && within.keeps(id, z)) work.bins.add(static_cast<int>((high - key) >> shift), weight(z));
     });
     __syncthreads();
     const Crossing next = find_crossing(work.bins, limit, work.scratch, &work.crossing);
@@ -308,10 +298,18 @@ DEVICE float unmask_bound(float own_peak, int k, const Temper& temper, UnmaskWor
   return -unmask_reduce_max(among ? -own_peak : minus_infinity(), minus_infinity(), work);
 }
 
+// A logit of which tokens below it are too few and too light to hold a share of 1 - top_p.
+DEVICE float unmask_light(float top_p, uint64_t total, int vocab, const Temper& temper) {
+  const float share = (1.0f - (top_p > 0.0f ? top_p : 0.0f)) * (static_cast<float>(total) * 0x1p-40f) / vocab;
+  const float least = temper.max + (logf(share) - 1e-3f) * 1.442695041f / temper.scale;
+  return least > temper.floor() ? least : temper.floor();
+}
+
 // What top-k and top-p keep. `listed`: how many tokens there are in the list, if all that are kept are there; else -1.
 template <class T, bool RESIDENT>
-DEVICE Cut unmask_filter(const Row<T, RESIDENT>& row, const Temper& temper, uint32_t top_k, float top_p, uint64_t total,
-                         float own_peak, UnmaskWork& work, int& listed) {
+DEVICE Cut unmask_filter(const Row<T, RESIDENT>& row, const Temper& temper, const uint32_t* words, float own_peak, UnmaskWork& work,
+                         int& listed) {
+  const uint32_t top_k = words[TOP_K];
   Cut cut = Cut::none();
   listed = -1;
   const bool by_count = top_k > 0 && top_k < static_cast<uint32_t>(row.vocab);
@@ -328,30 +326,32 @@ DEVICE Cut unmask_filter(const Row<T, RESIDENT>& row, const Temper& temper, uint
         if (rank) cut = Cut::at(rank);
       }
     }
-    if (listed < 0) unmask_select<true>(row, temper, Cut::none(), least, top_k - 1, work, cut);
   }
-  if (!(top_p < 1.0f)) return cut;
-  if (listed >= 0) {
+  const float top_p = __uint_as_float(words[TOP_P]);
+  const bool by_mass = top_p < 1.0f;
+  if (listed >= 0 && by_mass) {
     const uint64_t kept = unmask_weights(listed, work, [&](uint64_t rank) {
       const float z = rank_number(rank);
       return cut.keeps(static_cast<int>(rank_index(rank)), z) ? temper.mass(z) : 0;
     });
     return Cut::at(unmask_find<false>(listed, fraction(top_p, kept), work));
   }
+  // What was not done with the list: by count, then by mass among what that keeps. Should rounding have it that there is
+  // more below `least` than reckoned, all are looked at.
+  Cut within = Cut::none();
   float least = cut.z;
-  if (by_count) {
-    total = unmask_masses(row, temper, cut, work);
-  } else {
-    // Tokens below this logit are too few and too light to hold a share of 1 - top_p. Should rounding have it
-    // otherwise, all are looked at.
-    const float share = (1.0f - (top_p > 0.0f ? top_p : 0.0f)) * (static_cast<float>(total) * 0x1p-40f) / row.vocab;
-    least = temper.max + (logf(share) - 1e-3f) * 1.442695041f / temper.scale;
-    least = least > temper.floor() ? least : temper.floor();
-  }
-  const Cut within = cut;
-  for (int attempt = 0; attempt < 2; attempt++) {
-    if (unmask_select<false>(row, temper, within, least, fraction(top_p, total), work, cut)) break;
-    least = temper.floor();
+  uint64_t limit = top_k - 1;
+#pragma unroll 1
+  for (int turn = by_count ? 0 : 1; listed < 0 && turn < (by_mass ? 3 : 1); turn++) {
+    if (turn == 1) {
+      within = cut;
+      least = cut.z;
+      const uint64_t total = by_count ? unmask_masses(row, temper, cut, work) : unmask_sum_of_shares(work);
+      if (!by_count) least = unmask_light(top_p, total, row.vocab, temper);
+      limit = fraction(top_p, total);
+    }
+    if (turn == 2) least = temper.floor();
+    if (unmask_select(row, temper, turn == 0, within, least, limit, work, cut) && turn == 1) break;
   }
   return cut;
 }
@@ -359,7 +359,7 @@ DEVICE Cut unmask_filter(const Row<T, RESIDENT>& row, const Temper& temper, uint
 // The token of the list, or of the row, at which the running mass of kept tokens exceeds `uniform` of their total.
 template <class T, bool RESIDENT>
 DEVICE uint32_t unmask_draw(const Row<T, RESIDENT>& row, const Temper& temper, const Cut& cut, int listed, float uniform,
-                            uint64_t total, UnmaskWork& work) {
+                            UnmaskWork& work) {
   if (listed >= 0) {
     const uint64_t kept = unmask_weights(listed, work, [&](uint64_t rank) {
       const float z = rank_number(rank);
@@ -368,7 +368,8 @@ DEVICE uint32_t unmask_draw(const Row<T, RESIDENT>& row, const Temper& temper, c
     return rank_index(unmask_find<true>(listed, fraction(uniform, kept), work));
   }
   // Without a cut the sums are there already.
-  if (cut.z > minus_infinity()) total = unmask_masses(row, temper, cut, work);
+  const uint64_t total =
+      cut.z > minus_infinity() ? unmask_masses(row, temper, cut, work) : unmask_sum_of_shares(work);
   return unmask_locate(row, fraction(uniform, total), work,
                        [&](int id, float z) { return cut.keeps(id, z) ? temper.mass(z) : 0; });
 }
@@ -483,9 +484,9 @@ DEVICE void unmask_row(const T* logits, uint64_t stride, int vocab, const uint32
   if (threadIdx.x == 0) work.total = total, work.spread = spread, work.second = second;
   if (!greedy) {
     int listed;
-    const Cut cut = unmask_filter(row, temper, words[TOP_K], __uint_as_float(words[TOP_P]), total, own_peak, work, listed);
+    const Cut cut = unmask_filter(row, temper, words, own_peak, work, listed);
     token = words[KIND] >> 8 == NOISE_GUMBEL ? unmask_gumbel(row, temper, cut, words, work)
-                                             : unmask_draw(row, temper, cut, listed, unmask_uniform(words), total, work);
+                                             : unmask_draw(row, temper, cut, listed, unmask_uniform(words), work);
   }
 
   if (threadIdx.x != 0) return;

@@ -46,7 +46,6 @@ template <int THREADS> struct Bins {
 // Where a running sum first exceeds a limit, and the sum before it.
 struct Crossing {
   int bin;  // NO_BIN: nowhere
-  uint32_t unused;
   uint64_t before;
 };
 
@@ -83,7 +82,7 @@ DEVICE Crossing find_crossing(const Bins<THREADS>& bins, uint64_t limit, uint64_
     found->before = before + both;
   }
   __syncthreads();
-  return *found;
+  return {found->bin, found->before};
 }
 
 // floor(share * of), exactly; a share outside 0 .. 1 counts as the nearer end.

@@ -8,58 +8,58 @@ DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 // A row of `vocab` logits, cut into packs of 16 bytes where memory is aligned so: the first and the last pack may reach
 // over the row's ends, there they hold -inf, and so does the place of the suppressed token. A resident row
-// is kept in shared memory like that; another is read from global memory at each pass.
+// is kept in shared memory like that. A streaming row is read from global memory at each pass; only those up to three
+// packs that differ from it are in shared memory.
 template <class T, bool RESIDENT> struct Row {
   static constexpr int N = Pack<T>::N;
+  static constexpr int STREAMING_PACKS = 3;
   const T* logits;
-  unsigned char* kept;
+  unsigned char* kept;  // 16 bytes a pack
   int vocab, pad, packs, suppress;
 
-  // `kept`: 16 bytes a pack.
   DEVICE Row(const T* logits, unsigned char* kept, int vocab, uint32_t suppress)
       : logits(logits), kept(kept), vocab(vocab),
         pad(static_cast<int>(reinterpret_cast<uintptr_t>(logits) % 16 / sizeof(T))), packs((pad + vocab + N - 1) / N),
-        suppress(suppress < static_cast<uint32_t>(vocab) ? static_cast<int>(suppress) : vocab) {}
+        suppress(suppress < static_cast<uint32_t>(vocab) ? static_cast<int>(suppress) : -16) {}
 
   // The id of a pack's first number.
   DEVICE int first_id(int q) const { return q * N - pad; }
-  DEVICE bool is_whole(int q) const { return first_id(q) >= 0 && first_id(q) + N <= vocab; }
+  // Where pack q is in shared memory; -1: nowhere.
+  DEVICE int slot(int q) const {
+    if (RESIDENT) return q;
+    if (q == 0) return 0;
+    if (q == packs - 1) return 1;
+    return static_cast<unsigned>(suppress - first_id(q)) < static_cast<unsigned>(N) ? 2 : -1;
+  }
 
-  // Of global memory: the suppressed token as it is.
-  DEVICE Pack<T> fetch(int q) const {
-    const int first = first_id(q);
-    if (is_whole(q)) return load_pack(logits + first);
+  // Starts this thread's copy of pack q. It lands at the thread's cp.async wait.
+  DEVICE void copy(int q) const {
+    const int first = first_id(q), at = slot(q);
+    if (at < 0) return;
+    if (first >= 0 && first + N <= vocab) {
+      cp_async_16(kept + at * 16, logits + first);
+      return;
+    }
     Pack<T> x;
 #pragma unroll
     for (int j = 0; j < N; j++) {
       const int id = first + j;
       x.v[j] = id >= 0 && id < vocab ? logits[id] : from_float<T>(minus_infinity());
     }
-    return x;
+    store_16(kept + at * 16, as_uint4(x));
   }
-  DEVICE bool holds_suppressed(int q) const {
-    return static_cast<unsigned>(suppress - first_id(q)) < static_cast<unsigned>(N);
-  }
+  // Removes the suppressed token from pack q, which is `x` in the thread's registers and its own copy.
   DEVICE void remove_suppressed(int q, Pack<T>& x) const {
+    const int place = suppress - first_id(q);
+    if (place < 0 || place >= N) return;
 #pragma unroll
     for (int j = 0; j < N; j++)
-      if (first_id(q) + j == suppress) x.set(j, minus_infinity());
-  }
-
-  // Starts this thread's copy of pack q to shared memory. It lands at the thread's cp.async wait.
-  DEVICE void copy(int q) const {
-    if (is_whole(q)) cp_async_16(kept + q * 16, logits + first_id(q));
-    else store_16(kept + q * 16, as_uint4(fetch(q)));
-  }
-  // Pack q as it is, for the first look.
-  DEVICE Pack<T> raw(int q) const {
-    if constexpr (RESIDENT) return as_pack<T>(load_16(kept + q * 16));
-    return fetch(q);
+      if (j == place) x.set(j, minus_infinity());
+    store_16(kept + slot(q) * 16, as_uint4(x));
   }
   DEVICE Pack<T> pack(int q) const {
-    Pack<T> x = raw(q);
-    if (!RESIDENT && holds_suppressed(q)) remove_suppressed(q, x);
-    return x;
+    const int at = slot(q);
+    return as_pack<T>(at >= 0 ? load_16(kept + at * 16) : load_16(logits + first_id(q)));
   }
   DEVICE float at(int id) const {
     if constexpr (RESIDENT) return to_float(reinterpret_cast<const T*>(kept)[pad + id]);
@@ -72,6 +72,7 @@ template <class T, bool RESIDENT> struct Row {
   // f(id, z) for every number of this warp's share; pads are -inf and have no id.
   template <class F> DEVICE void each(F f) const {
     const int first = static_cast<int>(threadIdx.x) / 32 * share(), last = min(first + share(), packs);
+#pragma unroll 1
     for (int q = first + static_cast<int>(threadIdx.x) % 32; q < last; q += 32) {
       const Pack<T> x = pack(q);
 #pragma unroll

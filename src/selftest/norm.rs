@@ -10,17 +10,22 @@ use crate::error::Result;
 const EPS: f64 = 1e-5;
 
 pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
-    let shapes = grid.choose(&[(3, 64), (2, 33), (1, 1)], &[(5, 768), (2, 1000), (1, 4096), (7, 576), (1, 2049)]);
+    let shapes =
+        grid.choose(&[(3, 64), (2, 33), (1, 1)], &[(5, 768), (2, 1000), (1, 4096), (7, 576), (1, 2049)]);
     let mut cases = Vec::new();
     for kind in [NormKind::LayerNorm, NormKind::RmsNorm] {
         let name = if kind == NormKind::LayerNorm { "norm_layer" } else { "norm_rms" };
         for dtype in DTYPES {
             for &(rows, width) in &shapes {
                 for fused in [false, true] {
-                    let shape = format!("rows {rows}, width {width}{}", if fused { ", residual" } else { "" });
-                    cases.push(Case::new("norm", format!("{name}_{dtype}"), shape, move |rig: &Rig<'_, D>| {
-                        norm(rig, kind, dtype, rows, width, fused)
-                    }));
+                    let shape =
+                        format!("rows {rows}, width {width}{}", if fused { ", residual" } else { "" });
+                    cases.push(Case::new(
+                        "norm",
+                        format!("{name}_{dtype}"),
+                        shape,
+                        move |rig: &Rig<'_, D>| norm(rig, kind, dtype, rows, width, fused),
+                    ));
                 }
             }
         }
@@ -62,7 +67,8 @@ fn norm<D: Device>(
     let (stream_cpu, weight_cpu, bias_cpu) = (cpu.upload(&stream)?, cpu.upload(&weight)?, cpu.upload(&bias)?);
     let bias_cpu = with_bias.then_some(&bias_cpu);
     cpu.norm(kind, &stream_cpu, &weight_cpu, bias_cpu, EPS, rows, width, &mut expected)?;
-    let naive: Vec<f64> = stream.chunks(width).flat_map(|row| naive(dtype, kind, row, &weight, &bias)).collect();
+    let naive: Vec<f64> =
+        stream.chunks(width).flat_map(|row| naive(dtype, kind, row, &weight, &bias)).collect();
     let verdict = judge(rig, dtype, &out, expected.as_slice(), &naive)?;
     if fused {
         let sum = judge(rig, dtype, &residual_device, &stream, &stream)?;

@@ -177,7 +177,11 @@ impl<D: Device> Buffer<D> {
     /// [`Error::Shape`] when they do not fit or are of another size.
     pub fn write<T: bytemuck::Pod>(&mut self, device: &D, at: usize, numbers: &[T]) -> Result<()> {
         let at = self.byte_range::<T>("write", at, numbers.len())?;
-        if numbers.is_empty() { Ok(()) } else { device.upload(&mut self.memory, at, bytemuck::cast_slice(numbers)) }
+        if numbers.is_empty() {
+            Ok(())
+        } else {
+            device.upload(&mut self.memory, at, bytemuck::cast_slice(numbers))
+        }
     }
 
     /// Copies numbers from number `at` on to the host.
@@ -186,7 +190,11 @@ impl<D: Device> Buffer<D> {
     /// [`Error::Shape`] when there are not so many or they are of another size.
     pub fn read<T: bytemuck::Pod>(&self, device: &D, at: usize, numbers: &mut [T]) -> Result<()> {
         let at = self.byte_range::<T>("read", at, numbers.len())?;
-        if numbers.is_empty() { Ok(()) } else { device.download(&self.memory, at, bytemuck::cast_slice_mut(numbers)) }
+        if numbers.is_empty() {
+            Ok(())
+        } else {
+            device.download(&self.memory, at, bytemuck::cast_slice_mut(numbers))
+        }
     }
 
     /// All numbers of a buffer of floats, widened.
@@ -202,7 +210,9 @@ impl<D: Device> Buffer<D> {
             Format::Float(Dtype::Bf16) => {
                 Ok(self.to_vec::<half::bf16>(device)?.into_iter().map(half::bf16::to_f32).collect())
             }
-            other => Err(Error::Shape { op: "read", what: "bytes of a float", expected: 4, got: other.size() }),
+            other => {
+                Err(Error::Shape { op: "read", what: "bytes of a float", expected: 4, got: other.size() })
+            }
         }
     }
 
@@ -282,7 +292,12 @@ impl<'a> Launch<'a> {
         let mut small = [0; 3];
         for ((small, &blocks), limit) in small.iter_mut().zip(&grid).zip(LIMITS) {
             if blocks > limit {
-                return Err(Error::Shape { op: kernel, what: "blocks of the grid", expected: limit, got: blocks });
+                return Err(Error::Shape {
+                    op: kernel,
+                    what: "blocks of the grid",
+                    expected: limit,
+                    got: blocks,
+                });
             }
             *small = blocks as u32;
         }
@@ -294,7 +309,15 @@ impl<'a> Launch<'a> {
             got: shared,
         })?;
         let block = [threads, 1, 1];
-        Ok(Self { kernel, grid: small, block, shared, arguments: [none; MAX_ARGUMENTS], count: 0, buffers: PhantomData })
+        Ok(Self {
+            kernel,
+            grid: small,
+            block,
+            shared,
+            arguments: [none; MAX_ARGUMENTS],
+            count: 0,
+            buffers: PhantomData,
+        })
     }
 
     /// The arguments, in order.
@@ -420,7 +443,12 @@ impl<'a> Launch<'a> {
     /// [`Error::Shape`] from 2^31 on.
     pub fn size(&mut self, name: &'static str, value: usize) -> Result<&mut Self> {
         if value > i32::MAX as usize {
-            return Err(Error::Shape { op: self.kernel, what: name, expected: i32::MAX as usize, got: value });
+            return Err(Error::Shape {
+                op: self.kernel,
+                what: name,
+                expected: i32::MAX as usize,
+                got: value,
+            });
         }
         Ok(self.u32(value as u32))
     }

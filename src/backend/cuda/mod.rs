@@ -18,6 +18,7 @@ pub mod simt;
 mod unmask;
 
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
+pub use unmask::{Draws, NoiseAddress, RowNoise, UNMASK_WORDS, UnmaskVariant, unmask_words};
 
 use crate::error::{Error, Result};
 

@@ -224,7 +224,10 @@ impl Simt {
         drop(plan);
         let limit = self.shared.facts.shared_per_block;
         if launch.shared > limit {
-            return Err(refused(launch.kernel, format!("asks for {} bytes of shared memory, of {limit}", launch.shared)));
+            return Err(refused(
+                launch.kernel,
+                format!("asks for {} bytes of shared memory, of {limit}", launch.shared),
+            ));
         }
         if launch.is_empty() {
             return Ok(());
@@ -352,7 +355,8 @@ fn place(file: *const c_char, line: i32, pc: *const c_void) -> Option<(String, u
         let path = symbol.filename().map(|p| p.to_string_lossy().into_owned());
         // Inlined helpers come first; the line of interest is the first one in a kernel file.
         if let (Some(path), Some(line)) = (path, symbol.lineno()) {
-            let better = path.ends_with(".cu") && found.as_ref().is_none_or(|(p, _): &(String, u32)| !p.ends_with(".cu"));
+            let better = path.ends_with(".cu")
+                && found.as_ref().is_none_or(|(p, _): &(String, u32)| !p.ends_with(".cu"));
             if found.is_none() || better {
                 found = Some((path, line));
             }
