@@ -123,7 +123,7 @@ struct Temper {
   // floor(w * 2^40) for w in 0 .. 1.
   DEVICE static uint64_t fixed(float w) {
     const uint32_t bits = __float_as_uint(w), shift = 127u - (bits >> 23);
-    return (static_cast<uint64_t>(bits & 0x007fffffu | 0x00800000u) << 17) >> (shift < 63u ? shift : 63u);
+    return (static_cast<uint64_t>((bits & 0x007fffffu) | 0x00800000u) << 17) >> (shift < 63u ? shift : 63u);
   }
   DEVICE uint64_t mass(float z) const { return fixed(weight(below_max(z))); }
 };
