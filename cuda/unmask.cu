@@ -23,6 +23,9 @@
 
 KERNEL_FILE(unmask)
 
+// Local to this file, so that mutants of it (build/simt.rs) have their own.
+namespace {
+
 constexpr int UNMASK_LIST = UNMASK_THREADS / 4;
 constexpr int UNMASK_WORK_BYTES = 10560;
 constexpr uint32_t NO_TOKEN = 0xffffffffu;
@@ -506,6 +509,8 @@ DEVICE void unmask_row(const T* logits, uint64_t stride, int vocab, const uint32
   given_out[r] = static_cast<float>(given_log_prob);
   flag_out[r] = FLAG_DRAWN;
 }
+
+}  // namespace
 
 #define UNMASK_KERNELS(T, SUFFIX)                                                                                        \
   KERNEL(UNMASK_THREADS, 2, unmask_resident_##SUFFIX,                                                                    \

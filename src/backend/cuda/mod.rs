@@ -17,6 +17,7 @@ mod rope;
 pub mod simt;
 mod unmask;
 
+pub use commit::{Canvas, Needs, RANK_WORDS, Record, THRESHOLD_WORDS, rank_words, threshold_words};
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 pub use unmask::{Draws, NoiseAddress, RowNoise, UNMASK_WORDS, UnmaskVariant, unmask_words};
 
