@@ -23,6 +23,8 @@ pub enum Purpose {
     Time = 5,
     /// The annealed attention mask.
     Attention = 6,
+    /// Gumbel noise on logits (Gumbel-max draws on the GPU).
+    Gumbel = 7,
 }
 
 /// One 10-round Philox4x32 block.

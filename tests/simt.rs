@@ -78,3 +78,13 @@ fn head() {
 fn attention() {
     run("attention");
 }
+
+#[test]
+fn unmask() {
+    run("unmask");
+}
+
+#[test]
+fn commit() {
+    run("commit");
+}

@@ -1,7 +1,7 @@
 //! Drawing tokens from logits, a row a position.
 
 use super::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// "No token": nothing suppressed, nothing scored.
 pub const NO_TOKEN: u32 = u32::MAX;
@@ -36,6 +36,49 @@ pub struct RowParams {
     pub confidence: Confidence,
     /// A token whose own log probability is wanted in [`RowDraw::given_log_prob`] (remasking); or [`NO_TOKEN`].
     pub given: u32,
+}
+
+/// Temperatures may be at most this.
+const HOTTEST: f32 = 1e30;
+
+/// Vocabularies must be smaller than this, so that a sum of masses fits in 64 bits.
+const VOCAB_LIMIT: usize = 1 << 24;
+
+impl RowParams {
+    /// Checks what does not depend on the logits.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a temperature outside `0..=1e30`, a `top_p` that is not a number or a `uniform` outside
+    /// `0..1`; [`Error::Shape`] for a given token outside the vocabulary.
+    pub fn check(&self, vocab: usize) -> Result<()> {
+        let Self { temperature, top_p, uniform, given, .. } = *self;
+        if !(0.0..=HOTTEST).contains(&temperature) {
+            return Err(Error::request(format!(
+                "the temperature must be a number from 0 (greedy) to {HOTTEST:e}, got {temperature}"
+            )));
+        }
+        if top_p.is_nan() {
+            return Err(Error::request("top-p must be a number (1 keeps all tokens), got NaN"));
+        }
+        if !(0.0..1.0).contains(&uniform) {
+            return Err(Error::request(format!(
+                "a uniform number must be at least 0 and below 1, got {uniform}"
+            )));
+        }
+        if given != NO_TOKEN && given as usize >= vocab {
+            let (expected, got) = (vocab.saturating_sub(1), given as usize);
+            return Err(Error::Shape { op: "unmask", what: "given token", expected, got });
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an empty vocabulary and one that is too large.
+pub(crate) fn check_vocab(vocab: usize) -> Result<()> {
+    if vocab == 0 || vocab >= VOCAB_LIMIT {
+        return Err(Error::Shape { op: "unmask", what: "vocabulary", expected: VOCAB_LIMIT - 1, got: vocab });
+    }
+    Ok(())
 }
 
 /// What was drawn from one row.

@@ -18,11 +18,9 @@ pub use passes::UnmaskElement;
 use rayon::prelude::*;
 
 use super::{Cpu, CpuElement};
+use crate::backend::unmask::check_vocab;
 use crate::backend::{Backend, RowDraw, RowParams, Unmask};
 use crate::error::{Error, Result};
-
-/// Vocabularies must be smaller than this, so that a sum of masses fits in 64 bits.
-const VOCAB_LIMIT: usize = 1 << 24;
 
 impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
     fn unmask(
@@ -95,11 +93,4 @@ pub fn unmask_rows<E: UnmaskElement>(
 pub fn keep_mask<E: UnmaskElement>(row: &[E], params: &RowParams) -> Result<Vec<bool>> {
     check_vocab(row.len())?;
     E::with_scratch(|scratch| scratch.keep_mask(row, params))
-}
-
-fn check_vocab(vocab: usize) -> Result<()> {
-    if vocab == 0 || vocab >= VOCAB_LIMIT {
-        return Err(Error::Shape { op: "unmask", what: "vocabulary", expected: VOCAB_LIMIT - 1, got: vocab });
-    }
-    Ok(())
 }

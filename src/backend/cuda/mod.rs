@@ -23,10 +23,12 @@ pub mod simt;
 mod unmask;
 
 pub use attention::{DeviceMask, Segments};
+pub use commit::{Canvas, Needs, RANK_WORDS, Record, THRESHOLD_WORDS, rank_words, threshold_words};
 pub(crate) use device::kernel_for;
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 pub(crate) use matmul::Tile;
 pub use matmul::{LinearEpilogue, Matrix};
+pub use unmask::{Draws, NoiseAddress, RowNoise, UNMASK_WORDS, UnmaskVariant, unmask_words};
 
 use crate::error::{Error, Result};
 

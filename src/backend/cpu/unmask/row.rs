@@ -6,9 +6,6 @@ use super::passes::{BLOCK, UnmaskElement};
 use crate::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
 use crate::error::{Error, Result};
 
-/// Temperatures may be at most this.
-const HOTTEST: f32 = 1e30;
-
 /// Reusable memory of one thread.
 pub struct Scratch<E> {
     /// Maximum and mass of each block of the row.
@@ -96,7 +93,7 @@ impl<E: UnmaskElement> Scratch<E> {
 
     /// Draws from `row`, which is row `r` of its batch (for messages).
     pub fn draw(&mut self, row: &[E], r: usize, params: &RowParams) -> Result<RowDraw> {
-        check(row.len(), params)?;
+        params.check(row.len())?;
         let m = self.measure(row, r, params)?;
         let token = if m.greedy {
             m.best
@@ -133,7 +130,7 @@ impl<E: UnmaskElement> Scratch<E> {
 
     /// See [`super::keep_mask`].
     pub fn keep_mask(&mut self, row: &[E], params: &RowParams) -> Result<Vec<bool>> {
-        check(row.len(), params)?;
+        params.check(row.len())?;
         let m = self.measure(row, 0, params)?;
         let mut keep = vec![false; row.len()];
         if m.greedy {
@@ -319,33 +316,6 @@ impl<E: UnmaskElement> Scratch<E> {
 /// Makes room for `len` numbers in all.
 pub(super) fn grow<T>(memory: &mut Vec<T>, len: usize) {
     memory.reserve_exact(len.saturating_sub(memory.len()));
-}
-
-/// Checks what does not depend on the logits.
-fn check(vocab: usize, params: &RowParams) -> Result<()> {
-    let RowParams { temperature, top_p, uniform, given, .. } = *params;
-    if !(0.0..=HOTTEST).contains(&temperature) {
-        return Err(Error::request(format!(
-            "the temperature must be a number from 0 (greedy) to {HOTTEST:e}, got {temperature}"
-        )));
-    }
-    if top_p.is_nan() {
-        return Err(Error::request("top-p must be a number (1 keeps all tokens), got NaN"));
-    }
-    if !(0.0..1.0).contains(&uniform) {
-        return Err(Error::request(format!(
-            "a uniform number must be at least 0 and below 1, got {uniform}"
-        )));
-    }
-    if given != NO_TOKEN && given as usize >= vocab {
-        return Err(Error::Shape {
-            op: "unmask",
-            what: "given token",
-            expected: vocab - 1,
-            got: given as usize,
-        });
-    }
-    Ok(())
 }
 
 /// Names the first logit of a row that is NaN or +inf.
