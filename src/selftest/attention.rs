@@ -132,7 +132,8 @@ impl<D: Device> Setup<D> {
             let stride = 2 * kv_width + 16;
             q = rig.input(1, dtype, q_rows * width + 16, 2.0)?;
             kv = Some(rig.input(2, dtype, k_rows * stride, 2.0)?);
-            places = [Rows { at: 16, stride: width }, Rows { at: 8, stride }, Rows { at: kv_width + 8, stride }];
+            places =
+                [Rows { at: 16, stride: width }, Rows { at: 8, stride }, Rows { at: kv_width + 8, stride }];
         }
         let mut random = rig.random(3);
         let masks = if matches!(kind, Own | Padding) { segments.len() } else { 1 };
@@ -176,14 +177,20 @@ impl<D: Device> Setup<D> {
     }
 
     /// Output and log-sum-exps of a launch in tiles of `tile` queries, or in those that it chooses.
-    fn launch(&self, rig: &Rig<'_, D>, tile: Option<usize>, segments: &[Segment]) -> Result<(Buffer<D>, Buffer<D>)> {
+    fn launch(
+        &self,
+        rig: &Rig<'_, D>,
+        tile: Option<usize>,
+        segments: &[Segment],
+    ) -> Result<(Buffer<D>, Buffer<D>)> {
         let device = rig.device();
         let mut out = rig.poisoned(self.dtype, self.q_rows() * self.width())?;
         let mut lse = rig.poisoned(Dtype::F32, self.q_rows() * self.heads.heads)?;
         let words = Buffer::of(device, Format::U32, &self.words)?;
         let q_pos = Buffer::of(device, Format::U32, &self.q_pos)?;
         let stride = anneal::stride(self.len);
-        let bits = |segment_stride, query_stride| DeviceMask::Bits { words: &words, segment_stride, query_stride };
+        let bits =
+            |segment_stride, query_stride| DeviceMask::Bits { words: &words, segment_stride, query_stride };
         let mask = match self.kind {
             Full => DeviceMask::Full,
             Causal => DeviceMask::Causal,
@@ -201,7 +208,9 @@ impl<D: Device> Setup<D> {
         let (dtype, heads, lse_out) = (self.dtype, self.heads, Some(&mut lse));
         match tile {
             Some(tile) => {
-                rig.cuda.attention_in_tiles(tile, dtype, q, k, v, heads, &places, &q_pos, mask, &mut out, lse_out)?;
+                rig.cuda.attention_in_tiles(
+                    tile, dtype, q, k, v, heads, &places, &q_pos, mask, &mut out, lse_out,
+                )?;
             }
             None => rig.cuda.attention(dtype, q, k, v, heads, &places, &q_pos, mask, &mut out, lse_out)?,
         }
@@ -242,12 +251,15 @@ impl<D: Device> Setup<D> {
         for (index, s) in self.segments.iter().enumerate() {
             for head in 0..heads {
                 let kv_head = head / (heads / kv_heads);
-                let part = |place| (0..s.k_len).map(move |i| row(kv_numbers, self.places[place], s.k_start + i, kv_head));
+                let part = |place| {
+                    (0..s.k_len).map(move |i| row(kv_numbers, self.places[place], s.k_start + i, kv_head))
+                };
                 let (keys, values): (Vec<_>, Vec<_>) = (part(1).collect(), part(2).collect());
                 for query in s.q_start..s.q_start + s.q_len {
                     let q = row(&self.q.0, self.places[0], query, head);
                     let position = self.q_pos[query] as usize;
-                    let seen: Vec<usize> = (0..s.k_len).filter(|&key| self.sees(index, position, key)).collect();
+                    let seen: Vec<usize> =
+                        (0..s.k_len).filter(|&key| self.sees(index, position, key)).collect();
                     let scores: Vec<f64> = seen.iter().map(|&key| scale * dot(&q, &keys[key])).collect();
                     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     if seen.is_empty() {
@@ -317,8 +329,10 @@ fn unknown_position<D: Device>(rig: &Rig<'_, D>, dtype: Dtype) -> Result<Verdict
             let (got, whole) = (bits(rig, got)?, bits(rig, whole)?);
             let unknown = 5 * width..6 * width;
             let known = |at: usize| !unknown.contains(&at);
-            let got: Vec<u32> = (got.iter().enumerate()).map(|(i, &b)| if known(i) { b } else { is_nan(b).into() }).collect();
-            let expected: Vec<u32> = (whole.iter().enumerate()).map(|(i, &b)| if known(i) { b } else { 1 }).collect();
+            let got: Vec<u32> =
+                (got.iter().enumerate()).map(|(i, &b)| if known(i) { b } else { is_nan(b).into() }).collect();
+            let expected: Vec<u32> =
+                (whole.iter().enumerate()).map(|(i, &b)| if known(i) { b } else { 1 }).collect();
             let one = judge_exact(&got, &expected);
             verdict = Some(verdict.map_or(one, |v| v.and(one)));
         }

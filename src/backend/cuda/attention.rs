@@ -13,6 +13,8 @@ const LARGE: usize = 128;
 const CAUSAL: u32 = 1;
 const WORDS: u32 = 2;
 const OP: &str = "attention";
+/// Most rows: kernels count to the end of the last block of keys in 32 bits.
+const MAX_ROWS: usize = i32::MAX as usize - 255;
 
 /// Where the sequences of packed rows lie, on a device: what [`Cuda::attention`] goes by.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl<D: Device> Segments<D> {
     ///
     /// # Errors
     /// [`Error::Shape`] when the queries of one sequence do not begin after those of the one before, or a row number is
-    /// 2^31 or more; those of the device.
+    /// about 2^31 or more; those of the device.
     pub fn new(device: &D, segments: &[Segment]) -> Result<Self> {
         let places = Buffer::new(device, Format::U32, 4 * segments.len().max(1))?;
         let mut this = Self {
@@ -120,8 +122,8 @@ impl<D: Device> Segments<D> {
 
 fn end(what: &'static str, start: usize, len: usize) -> Result<usize> {
     let got = start.saturating_add(len);
-    if got > i32::MAX as usize {
-        return Err(Error::Shape { op: OP, what, expected: i32::MAX as usize, got });
+    if got > MAX_ROWS {
+        return Err(Error::Shape { op: OP, what, expected: MAX_ROWS, got });
     }
     Ok(got)
 }
@@ -228,7 +230,11 @@ impl<D: Device> Cuda<D> {
         let grid = [tiles, kv_heads, segments.sequences];
         let mut launch = Launch::new(kernel, grid, THREADS, shared_bytes(dtype, head_dim, tile))?;
         let mut strides = [0; 3];
-        let placed = [("q", q, q_rows, width), ("k", k, segments.k_rows, width / group), ("v", v, segments.k_rows, width / group)];
+        let placed = [
+            ("q", q, q_rows, width),
+            ("k", k, segments.k_rows, width / group),
+            ("v", v, segments.k_rows, width / group),
+        ];
         for (stride, (name, (buffer, at), rows, width)) in strides.iter_mut().zip(placed) {
             *stride = read_rows(&mut launch, dtype, name, buffer, at, rows, width)?;
         }
@@ -253,11 +259,20 @@ impl<D: Device> Cuda<D> {
                 None => launch.null(),
             };
         }
-        for (name, stride) in ["q stride in bytes", "k stride in bytes", "v stride in bytes"].into_iter().zip(strides) {
+        for (name, stride) in
+            ["q stride in bytes", "k stride in bytes", "v stride in bytes"].into_iter().zip(strides)
+        {
             launch.size(name, stride)?;
         }
-        launch.size("group", group)?.size("q rows", q_rows)?.u32(plan.mode).size("mask rows", plan.queries)?;
-        launch.size("query stride", plan.query_stride)?.size("segment stride", plan.segment_stride)?.f32(scale_log2);
+        launch
+            .size("group", group)?
+            .size("q rows", q_rows)?
+            .u32(plan.mode)
+            .size("mask rows", plan.queries)?;
+        launch
+            .size("query stride", plan.query_stride)?
+            .size("segment stride", plan.segment_stride)?
+            .f32(scale_log2);
         // SAFETY: the kernel reads the rows of the segments, which `Segments` keeps below `q_rows` and `k_rows`, at the
         // strides and widths checked by `read_rows`; words of queries below `plan.queries` (it looks) and keys of the
         // segments, which `MaskPlan::new` found there; it writes rows of `out` and `lse` below `q_rows`.
@@ -276,9 +291,17 @@ fn read_rows<'a, D: Device>(
     width: usize,
 ) -> Result<usize> {
     let pack = 16 / dtype.size();
-    for (what, numbers) in [("numbers before row 0, a multiple of 16 bytes,", at.at), ("stride, a multiple of 16 bytes,", at.stride)] {
+    for (what, numbers) in [
+        ("numbers before row 0, a multiple of 16 bytes,", at.at),
+        ("stride, a multiple of 16 bytes,", at.stride),
+    ] {
         if numbers % pack != 0 {
-            return Err(Error::Shape { op: OP, what, expected: numbers.next_multiple_of(pack), got: numbers });
+            return Err(Error::Shape {
+                op: OP,
+                what,
+                expected: numbers.next_multiple_of(pack),
+                got: numbers,
+            });
         }
     }
     if rows == 0 {
@@ -306,7 +329,9 @@ impl<'a, D: Device> MaskPlan<'a, D> {
         match mask {
             DeviceMask::Full => Ok(none(0)),
             DeviceMask::Causal => Ok(none(CAUSAL)),
-            DeviceMask::Annealed { words, stride } => Self::of_words(CAUSAL | WORDS, words, 0, stride, segments),
+            DeviceMask::Annealed { words, stride } => {
+                Self::of_words(CAUSAL | WORDS, words, 0, stride, segments)
+            }
             DeviceMask::Bits { words, segment_stride, query_stride } => {
                 Self::of_words(WORDS, words, segment_stride, query_stride, segments)
             }
@@ -346,7 +371,7 @@ fn shared_bytes(dtype: Dtype, head_dim: usize, tile: usize) -> usize {
         let keys = if head_dim <= 64 { 64 } else { 32 };
         return ((tile + 2 * keys) * (head_dim + 4) + tile * (keys + 4)) * 4;
     }
-    let stride = if head_dim % 64 == 0 { head_dim } else { head_dim + 8 };
+    let stride = if head_dim.is_multiple_of(64) { head_dim } else { head_dim + 8 };
     let blocks = if head_dim <= 64 { 4 } else { 2 };
     (tile + 64 * blocks) * stride * 2
 }
