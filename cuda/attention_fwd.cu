@@ -35,7 +35,7 @@ constexpr float LN_2 = 0.693147180559945309f;
 // s[i][n] += q k^T: rows 16 i .., keys 8 n ... `fragments` is q's where it is kept in registers.
 template <class T, int D, int MT, int KEPT>
 DEVICE void scores(float (&s)[MT][8][4], const uint32_t (&fragments)[KEPT][MT][4], const T* q, const T* k) {
-  const int lane = anew(threadIdx.x) % 32;
+  const int lane = threadIdx.x % 32;
   const int q_place = Tile<T, D>::at(lane % 16, lane / 16);
   const int k_place = Tile<T, D>::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
@@ -72,7 +72,7 @@ DEVICE void scores(float (&s)[MT][8][4], const uint32_t (&fragments)[KEPT][MT][4
 // o[i][n] += p v: rows 16 i .., columns 8 n ...
 template <class T, int D, int MT>
 DEVICE void add_values(float (&o)[MT][D / 8][4], const float (&p)[MT][8][4], const T* v) {
-  const int lane = anew(threadIdx.x) % 32, place = Tile<T, D>::at(lane % 16, lane / 16);
+  const int lane = threadIdx.x % 32, place = Tile<T, D>::at(lane % 16, lane / 16);
 #pragma unroll
   for (int kk = 0; kk < ATTENTION_KEYS / 16; kk++) {
     uint32_t a[MT][4];
@@ -152,21 +152,15 @@ DEVICE void soften(float (&s)[MT][8][4], float (&o)[MT][D / 8][4], float (&peak)
     }
 }
 
-// Divides the sums of v and writes them, by way of the warp's own rows of the q tile. `known` is of row lane % (16 MT) of the
-// warp. Where the rows go is worked out again: the loop before has no registers for it.
+// Divides the sums of v and writes them by way of `own`, the warp's rows of the q tile, of which the first is query `first` of
+// the sequence. `known` is of row lane % (16 MT). Where the sequence lies is read again: the loop has no registers for it.
 template <class T, int D, int MT>
-DEVICE void write_rows(float (&o)[MT][D / 8][4], const float (&peak)[MT][2], const float (&total)[MT][2], bool known,
-                       const uint32_t* segments, int mode, T* __restrict__ out, float* __restrict__ lse, int group,
-                       int q_rows) {
+DEVICE void write_rows(T* own, float (&o)[MT][D / 8][4], const float (&peak)[MT][2], const float (&total)[MT][2],
+                       bool known, const uint32_t* segments, int head, int first, T* __restrict__ out,
+                       float* __restrict__ lse, int group, int q_rows) {
   typedef Tile<T, D> Rows;
-  constexpr int QUERIES = 64 * MT, WARP_ROWS = 16 * MT;
-  DYN_SMEM(T, shared);
   const uint4 at = load_16_streaming(segments + 4 * static_cast<int64_t>(blockIdx.z));
-  const int q_start = static_cast<int>(at.x), q_len = static_cast<int>(at.y);
-  const unsigned thread = anew(threadIdx.x);
-  const int warp_at = thread / 32 * WARP_ROWS, lane = thread % 32;
-  const auto [head, first] = part_of<QUERIES>(anew(blockIdx.x), group, mode);
-  T* const own = shared + warp_at * Rows::STRIDE;
+  const int q_start = static_cast<int>(at.x), q_len = static_cast<int>(at.y), lane = threadIdx.x % 32;
   const float fit = known ? 1.0f : NAN;
   __syncwarp();
 #pragma unroll
@@ -184,7 +178,7 @@ DEVICE void write_rows(float (&o)[MT][D / 8][4], const float (&peak)[MT][2], con
         const uint32_t pair = pack2<T>(o[i][n][2 * half] * inverse, o[i][n][2 * half + 1] * inverse);
         memcpy(own + Rows::at(row, n) + lane % 4 * 2, &pair, 4);
       }
-      const int query = first + warp_at + row;
+      const int query = first + row;
       if (lse && lane % 4 == 0 && query < q_len)
         lse[static_cast<int64_t>(head) * q_rows + q_start + query] =
             __fmaf_rn(peak[i][half], LN_2, logf(sum)) * row_fit;
@@ -192,8 +186,8 @@ DEVICE void write_rows(float (&o)[MT][D / 8][4], const float (&peak)[MT][2], con
   __syncwarp();
   const int64_t width = static_cast<int64_t>(gridDim.y) * group * D;
 #pragma unroll
-  for (int n = lane; n < WARP_ROWS * Rows::CHUNKS; n += 32) {
-    const int row = n / Rows::CHUNKS, chunk = n % Rows::CHUNKS, query = first + warp_at + row;
+  for (int n = lane; n < 16 * MT * Rows::CHUNKS; n += 32) {
+    const int row = n / Rows::CHUNKS, chunk = n % Rows::CHUNKS, query = first + row;
     if (query < q_len)
       store_16(out + (q_start + query) * width + head * D + chunk * 8, load_16(own + Rows::at(row, chunk)));
   }
@@ -211,7 +205,7 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
   constexpr bool TWO_BLOCKS = D <= 64;
   DYN_SMEM(T, shared);
   const Sequence at = load_sequence(segments, blockIdx.z);
-  const auto [head, first] = part_of<QUERIES>(blockIdx.x, group, plan.mode);
+  const auto [head, first] = part_of_block<QUERIES>(group, plan.mode);
   if (first >= at.q_len) return;
   const int warp_at = threadIdx.x / 32 * WARP_ROWS, lane = threadIdx.x % 32;
   T* const own = shared + warp_at * Rows::STRIDE;
@@ -296,7 +290,7 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
     }
   }
 
-  write_rows<T, D, MT>(o, peak, total, mask.known(plan), segments, plan.mode, out, lse, group, q_rows);
+  write_rows<T, D, MT>(own, o, peak, total, mask.known(plan), segments, head, first + warp_at, out, lse, group, q_rows);
 }
 
 #define ATTENTION_KERNEL(T, SUFFIX, D, MT, QUERIES, MIN_BLOCKS)                                                     \

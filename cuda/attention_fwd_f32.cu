@@ -30,7 +30,7 @@ DEVICE void attention_tile_f32(const float* __restrict__ q, const float* __restr
   typedef Tile<float, KEYS> Weights;
   DYN_SMEM(float, shared);
   const Sequence at = load_sequence(segments, blockIdx.z);
-  const auto [head, first] = part_of<QUERIES>(blockIdx.x, group, plan.mode);
+  const auto [head, first] = part_of_block<QUERIES>(group, plan.mode);
   if (first >= at.q_len) return;
   const int warp_at = threadIdx.x / 32 * WARP_ROWS, lane = threadIdx.x % 32, row_at = lane / 8, column_at = lane % 8;
   float* const own = shared + warp_at * Rows::STRIDE;

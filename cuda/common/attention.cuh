@@ -21,10 +21,10 @@ struct Part {
   int head, first;  // query head; first query of the tile, counted within the sequence
 };
 template <int QUERIES>
-DEVICE Part part_of(unsigned x, unsigned group, int mode) {
+DEVICE Part part_of_block(unsigned group, int mode) {
   // Where queries see what is before them, the tiles that see the most come first.
-  const unsigned from_last = mode == MASK_CAUSAL ? gridDim.x - 1 - x : x;
-  return {static_cast<int>(blockIdx.y * group + from_last % group), static_cast<int>(from_last / group * QUERIES)};
+  const unsigned x = mode == MASK_CAUSAL ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  return {static_cast<int>(blockIdx.y * group + x % group), static_cast<int>(x / group * QUERIES)};
 }
 
 // The lowest n bits; none for n <= 0, all for n >= 32.
@@ -103,8 +103,7 @@ struct Tile {
   static DEVICE void load(T* tile, const T* src, int stride, int from, int end) {
     constexpr int LANES = CHUNKS & -CHUNKS, PASS = THREADS / LANES;
     static_assert(ROWS % PASS == 0 && (!SWIZZLED || PASS % 8 == 0), "whole passes; a thread keeps its row's swizzle");
-    const unsigned thread = anew(threadIdx.x);
-    const int row = thread / LANES, lane = thread % LANES;
+    const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     const char* chunks = reinterpret_cast<const char*>(src + lane * CHUNK) + static_cast<int64_t>(from + row) * stride;
     const int left = end - from - row;
 #pragma unroll

@@ -50,13 +50,6 @@ DEVICE float exp2_approx(float x) {
   return y;
 }
 
-// x. The compiler does not know that it is: what follows from it is worked out here, and not kept in registers from
-// where it was worked out before.
-DEVICE unsigned anew(unsigned x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 // bar.sync: `threads` of the block, those that name barrier `id` (1 to 15).
 DEVICE void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
@@ -89,7 +82,6 @@ inline void mma_m16n8k16(f16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0
   simt::mma_m16n8k16(simt::f16_to_float, d, a, b0, b1, here);
 }
 inline float exp2_approx(float x) { return simt::exp2_approx(x); }
-inline unsigned anew(unsigned x) { return x; }
 inline void named_barrier(int id, int threads, SIMT_HERE) { simt::block_barrier(id, threads, here); }
 // One access for the compiler's hooks, too.
 typedef uint32_t Bytes16 __attribute__((vector_size(16), may_alias));

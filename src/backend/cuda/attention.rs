@@ -13,6 +13,8 @@ const LARGE: usize = 128;
 const CAUSAL: u32 = 1;
 const WORDS: u32 = 2;
 const OP: &str = "attention";
+/// Most rows: kernels count to the end of the last block of keys in 32 bits.
+const MAX_ROWS: usize = i32::MAX as usize - 255;
 
 /// Where the sequences of packed rows lie, on a device: what [`Cuda::attention`] goes by.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl<D: Device> Segments<D> {
     ///
     /// # Errors
     /// [`Error::Shape`] when the queries of one sequence do not begin after those of the one before, or a row number is
-    /// 2^31 or more; those of the device.
+    /// about 2^31 or more; those of the device.
     pub fn new(device: &D, segments: &[Segment]) -> Result<Self> {
         let places = Buffer::new(device, Format::U32, 4 * segments.len().max(1))?;
         let mut this = Self {
@@ -120,8 +122,8 @@ impl<D: Device> Segments<D> {
 
 fn end(what: &'static str, start: usize, len: usize) -> Result<usize> {
     let got = start.saturating_add(len);
-    if got > i32::MAX as usize {
-        return Err(Error::Shape { op: OP, what, expected: i32::MAX as usize, got });
+    if got > MAX_ROWS {
+        return Err(Error::Shape { op: OP, what, expected: MAX_ROWS, got });
     }
     Ok(got)
 }
