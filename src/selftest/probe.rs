@@ -342,7 +342,7 @@ fn narrow(random: &mut Random, blocks: usize) -> Io {
         let near = [0, 1, u32::MAX][random.below(3)];
         let between = f64::midpoint(
             f16::from_bits(pattern as u16).to_f64(),
-            f16::from_bits(pattern as u16 + 1).to_f64(),
+            f16::from_bits((pattern as u16).wrapping_add(1)).to_f64(),
         );
         a.push((pattern << 16 | 0x8000).wrapping_add(near));
         a.push((between as f32).to_bits().wrapping_add(near));
