@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const MACHINE: [&str; 3] = ["scheduler.cpp", "units.cpp", "checker.cpp"];
 
@@ -15,18 +16,24 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     files.push(cuda.join("simt/faulty.cu"));
     let mut stems: Vec<String> = files.iter().map(|f| stem(f)).collect();
 
-    let mut kernels = kernel_compiler(cuda);
-    kernels.files(&files);
-    for plant in plants(cuda)? {
-        let mutant = plant.write(cuda, out)?;
+    let mut tasks = Vec::new();
+    for file in &files {
         let mut one = kernel_compiler(cuda);
+        one.opt_level(2).file(file);
+        tasks.push(one);
+    }
+    for plant in plants(cuda)? {
+        // Few cases run on a mutant: what counts is the time that it takes to compile. Without any optimisation the
+        // compiler does not announce stores of what a call returns (`*p = make_float2(...)`).
+        let mut one = kernel_compiler(cuda);
+        one.opt_level(1).file(plant.write(cuda, out)?);
         one.define("KERNEL_PREFIX", format!("{}_", plant.name).as_str());
-        for object in one.file(&mutant).try_compile_intermediates().map_err(|e| failed(&e))? {
-            kernels.object(object);
-        }
+        tasks.push(one);
         stems.push(plant.name);
     }
-    kernels.try_compile("lacuna_simt_kernels").map_err(|e| failed(&e))?;
+    let mut archive = compiler(cuda);
+    archive.objects(compile_each(&tasks)?);
+    archive.try_compile("lacuna_simt_kernels").map_err(|e| failed(&e))?;
 
     let mut machine = compiler(cuda);
     machine.opt_level(3).files(MACHINE.map(|f| cuda.join("simt").join(f)));
@@ -45,11 +52,34 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     write(&out.join("simt_kernels.rs"), &source)
 }
 
+/// The objects of compilers with a file each, which run side by side.
+fn compile_each(tasks: &[cc::Build]) -> Result<Vec<PathBuf>, String> {
+    let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut objects = Vec::new();
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            objects.extend(task.try_compile_intermediates().map_err(|e| failed(&e))?);
+        }
+        Ok::<_, String>(objects)
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        let mut objects = Vec::new();
+        for worker in workers {
+            objects.extend(worker.join().map_err(|_| "a thread of the build panicked")??);
+        }
+        // In one order, whichever was ready first.
+        objects.sort();
+        Ok(objects)
+    })
+}
+
 /// The calls that the thread sanitizer puts before each access go to the machine's own checker; its library is not
 /// linked.
 fn kernel_compiler(cuda: &Path) -> cc::Build {
     let mut build = compiler(cuda);
-    build.opt_level(2).flag("-x").flag("c++").flag("-fsanitize=thread").flag("-fno-exceptions");
+    build.flag("-x").flag("c++").flag("-fsanitize=thread").flag("-fno-exceptions");
     build
 }
 
