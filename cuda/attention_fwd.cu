@@ -189,7 +189,7 @@ DEVICE void write_rows(T* own, float (&o)[MT][D / 8][4], const float (&peak)[MT]
   for (int n = lane; n < 16 * MT * Rows::CHUNKS; n += 32) {
     const int row = n / Rows::CHUNKS, chunk = n % Rows::CHUNKS, query = first + row;
     if (query < q_len)
-      store_16(out + (q_start + query) * width + head * D + chunk * 8, load_16(own + Rows::at(row, chunk)));
+      store_16_global(out + (q_start + query) * width + head * D + chunk * 8, load_16(own + Rows::at(row, chunk)));
   }
 }
 

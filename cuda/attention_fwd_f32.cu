@@ -176,7 +176,7 @@ DEVICE void attention_tile_f32(const float* __restrict__ q, const float* __restr
 #pragma unroll
     for (int c = 0; c < COLUMNS; c += VECTOR) {
       if constexpr (VECTOR == 4)
-        store_16(to + 8 * c, make_uint4(__float_as_uint(o[i][c] * inverse), __float_as_uint(o[i][c + 1] * inverse),
+        store_16_global(to + 8 * c, make_uint4(__float_as_uint(o[i][c] * inverse), __float_as_uint(o[i][c + 1] * inverse),
                                         __float_as_uint(o[i][c + 2] * inverse), __float_as_uint(o[i][c + 3] * inverse)));
       else
         *reinterpret_cast<float2*>(to + 8 * c) = make_float2(o[i][c] * inverse, o[i][c + 1] * inverse);

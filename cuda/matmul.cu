@@ -82,7 +82,7 @@ template <class T, int ROWS, int CHUNKS, int THREADS, bool PACKED> struct Copier
         Pack<T> pack;
 #pragma unroll
         for (int j = 0; j < 8; j++) pack.v[j] = exists && column + j < columns ? source[j] : from_float<T>(0.0f);
-        store_pack(target, pack);
+        store_16(target, as_uint4(pack));
       }
     }
   }

@@ -23,7 +23,7 @@ template <int N> DEVICE void put(float* row, const float (&x)[N]) {
     Pack<float> p;
 #pragma unroll
     for (int l = 0; l < 4; l++) p.v[l] = x[j + l];
-    store_pack(row + j, p);
+    store_16(row + j, as_uint4(p));
   }
 }
 template <int N> DEVICE void get(float (&x)[N], const float* row) {

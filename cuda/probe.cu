@@ -118,7 +118,7 @@ PROBE(128, probe_cp_async) {
 
 PROBE(256, probe_load_streaming) {
   PARTS(1024, 0, 1024);
-  store_16(out + 4 * threadIdx.x, load_16_streaming(a + 4 * threadIdx.x));
+  store_16_global(out + 4 * threadIdx.x, load_16_streaming(a + 4 * threadIdx.x));
 }
 
 // ---- barriers: two groups of 64 threads, each turned round 7 times behind barriers of its own ----

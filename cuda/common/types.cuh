@@ -47,7 +47,8 @@ template <class T> DEVICE uint4 as_uint4(const Pack<T>& p) {
 // `p` is 16-byte aligned.
 template <class T> DEVICE Pack<T> load_pack(const T* p) { return as_pack<T>(load_16(p)); }
 template <class T> DEVICE Pack<T> load_pack_streaming(const T* p) { return as_pack<T>(load_16_streaming(p)); }
-template <class T> DEVICE void store_pack(T* p, const Pack<T>& x) { store_16(p, as_uint4(x)); }
+// To global memory.
+template <class T> DEVICE void store_pack(T* p, const Pack<T>& x) { store_16_global(p, as_uint4(x)); }
 
 // Whether rows that start at `p` and lie `stride` numbers apart can be read 16 bytes at a time.
 template <class T> DEVICE bool packs_fit(const T* p, int64_t stride) {
