@@ -1,8 +1,10 @@
 //! The operations of the CPU backend, each against a stated baseline in the same run:
 //! `cargo bench --bench ops -- matmul`. `LACUNA_BENCH_THREADS` sets the number of threads (default: one).
+//! The CUDA kernels are measured where there is a card.
 
 mod activation;
 mod attention;
+mod cuda;
 mod embedding;
 mod head;
 mod matmul;
@@ -18,6 +20,7 @@ criterion::criterion_group!(
     head::bench,
     norm::bench,
     activation::bench,
-    unmask::bench
+    unmask::bench,
+    cuda::bench
 );
 criterion::criterion_main!(ops);
