@@ -149,10 +149,10 @@ fn gumbel_draws_follow_the_kept_distribution() {
         };
         let total: f64 = (0..row.len()).map(weight).sum();
         let mut statistic = 0.0;
-        for id in 0..row.len() {
+        for (id, &keeps) in kept.iter().enumerate() {
             let drawn = tokens.iter().filter(|t| **t == id as u32).count() as f64;
             let expected = weight(id) / total * f64::from(draws);
-            if kept[id] {
+            if keeps {
                 statistic += (drawn - expected).powi(2) / expected;
             } else {
                 assert_eq!(drawn, 0.0, "token {id} is not kept");

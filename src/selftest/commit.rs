@@ -71,7 +71,7 @@ impl Host {
                 let masked = random.below(4) < share;
                 host.masked.push(masked.into());
                 host.ids.push(if masked { MASK } else { random.below(6) as u32 });
-                if !masked && !(all && random.below(2) == 0) {
+                if !(masked || all && random.below(2) == 0) {
                     continue;
                 }
                 host.needs.push((start + p) as u32);
