@@ -45,6 +45,18 @@ pub struct Nvcc {
     pub version: String,
 }
 
+impl Nvcc {
+    /// Whether it may pack images as small as it can. Those of CUDA 13 need a driver of its own branch in any case, and
+    /// every such driver unpacks them; the option is older (12.8), but there it would shut out drivers before 550.
+    fn packs_small(&self) -> bool {
+        self.version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok())
+            .is_some_and(|major: u32| major >= 13)
+    }
+}
+
 /// What became of one `.cu` file: `STEM.fatbin` and `STEM.ptxas.txt` in the output folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
@@ -246,6 +258,9 @@ impl Task {
             ["-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v", "--fatbin"].map(String::from).to_vec();
         if strict {
             flags.extend(STRICT.map(String::from));
+        }
+        if nvcc.packs_small() {
+            flags.push("-compress-mode=size".into());
         }
         flags.extend(gencode(archs));
 
