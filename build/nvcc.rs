@@ -33,6 +33,9 @@ use std::{env, fs, io, thread};
 
 /// The oldest that knows sm_90a.
 const OLDEST: (u32, u32) = (12, 0);
+/// From this one on fatbins are packed as small as they can be. What it makes needs a driver of its own branch in any case, and
+/// every such driver unpacks that; nvcc has the option since 12.8, but there it would shut out drivers before R550.
+const PACKS_SMALL: (u32, u32) = (13, 0);
 
 /// With `-Werror` a spill or a stack frame is an error only if it is first a warning.
 const STRICT: [&str; 2] = ["-Xptxas", "-Werror,--warn-on-spills,--warn-on-local-memory-usage"];
@@ -43,18 +46,8 @@ pub struct Nvcc {
     pub path: PathBuf,
     /// As in `13.0.88`.
     pub version: String,
-}
-
-impl Nvcc {
-    /// Whether it may pack images as small as it can. Those of CUDA 13 need a driver of its own branch in any case, and
-    /// every such driver unpacks them; the option is older (12.8), but there it would shut out drivers before 550.
-    fn packs_small(&self) -> bool {
-        self.version
-            .split('.')
-            .next()
-            .and_then(|major| major.parse().ok())
-            .is_some_and(|major: u32| major >= 13)
-    }
+    /// Major and minor number of the version.
+    release: (u32, u32),
 }
 
 /// What became of one `.cu` file: `STEM.fatbin` and `STEM.ptxas.txt` in the output folder.
@@ -125,11 +118,12 @@ fn probe(path: &Path) -> Result<Nvcc, String> {
         return Err(format!("{shown} --version does not answer as nvcc does ({})", out.status));
     };
     let mut numbers = version.split('.').map(|n| n.parse().unwrap_or(0));
-    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST {
+    let release = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if release < OLDEST {
         let (major, minor) = OLDEST;
         return Err(format!("{shown} is nvcc {version}; {major}.{minor} is the oldest that will do"));
     }
-    Ok(Nvcc { path: path.to_path_buf(), version })
+    Ok(Nvcc { path: path.to_path_buf(), version, release })
 }
 
 /// Compiles each `cuda_dir/*.cu` to `out/STEM.fatbin`, several at a time, in the order of their names. The error has the
@@ -259,7 +253,7 @@ impl Task {
         if strict {
             flags.extend(STRICT.map(String::from));
         }
-        if nvcc.packs_small() {
+        if nvcc.release >= PACKS_SMALL {
             flags.push("-compress-mode=size".into());
         }
         flags.extend(gencode(archs));
