@@ -37,9 +37,11 @@ pub mod element;
 pub mod error;
 pub mod io;
 pub mod model;
+pub mod ranking;
 pub mod rng;
 pub mod sample;
 pub mod selftest;
+pub mod shift;
 
 pub use error::{Error, Result};
 pub use model::Model;

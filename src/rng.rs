@@ -81,6 +81,13 @@ pub fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
+/// Standard Gumbel noise from a uniform number in [0, 1) of 24 bits: `-ln(-ln u)` at the middle of
+/// the number's interval, so that it is finite.
+pub fn gumbel(uniform: f32) -> f32 {
+    let u = f64::from(uniform) + 0.5 / 16_777_216.0;
+    (-(-u.ln()).ln()) as f32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -61,6 +61,35 @@ pub struct Segment {
     pub k_len: usize,
 }
 
+/// Upper bounds of places that are written on the machine itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentBounds {
+    pub sequences: usize,
+    /// Most queries of a sequence, and the end of the last one's.
+    pub queries: usize,
+    pub q_rows: usize,
+    /// Most keys of a sequence, and the end of the last one's.
+    pub keys: usize,
+    pub k_rows: usize,
+}
+
+/// What a forward pass reads beside the weights: packed tokens, and the rows whose outputs are wanted.
+pub struct Inputs<B: Backend> {
+    /// Token ids `[T]`.
+    pub ids: B::Index,
+    /// Position of each token within its sequence `[T]`.
+    pub positions: B::Index,
+    pub segments: B::Segments,
+    /// Rows of the packed tokens whose outputs are wanted `[R]`.
+    pub wanted: B::Index,
+    /// The position of each of them within its sequence `[R]`.
+    pub wanted_positions: B::Index,
+    /// Queries: the wanted rows; keys: whole sequences.
+    pub wanted_segments: B::Segments,
+    /// Each token's row in the KV cache, where there is one `[T]`.
+    pub cache_rows: B::Index,
+}
+
 /// Which keys a query may see. Positions are counted within the sequence; the position of each
 /// query row comes from `q_pos`.
 #[derive(Clone, Copy, Debug)]
@@ -108,12 +137,12 @@ pub trait Forward: Backend {
     ) -> Result<()>;
 
     /// Matrix product with the columns `outputs` of the weight: `out[t, j] = sum_k x[t, k] W[k, outputs.start + j]`
-    /// for `rows` rows, where `x` is `[rows, in]` dense and `out` is placed by `out_rows`.
+    /// for `rows` rows, where `x` is `[rows, in]` dense from number `x.1` of `x.0` on and `out` is placed by `out_rows`.
     /// The reduction order of an output number depends on nothing but `in`.
     #[allow(clippy::too_many_arguments)]
     fn linear(
         &self,
-        x: &Self::Buffer,
+        x: (&Self::Buffer, usize),
         rows: usize,
         weight: &Self::Matrix,
         outputs: Range<usize>,
@@ -152,9 +181,9 @@ pub trait Forward: Backend {
         k: (&Self::Buffer, Rows),
         v: (&Self::Buffer, Rows),
         shape: HeadShape,
-        segments: &[Segment],
+        segments: &Self::Segments,
         q_pos: &Self::Index,
-        mask: Mask<'_>,
+        mask: &Self::Mask,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 

@@ -1,5 +1,7 @@
 //! Drawing tokens from logits, a row a position.
 
+use std::ops::Range;
+
 use super::Backend;
 use crate::error::{Error, Result};
 
@@ -82,7 +84,8 @@ pub(crate) fn check_vocab(vocab: usize) -> Result<()> {
 }
 
 /// What was drawn from one row.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct RowDraw {
     pub token: u32,
     /// log probability of `token` after temperature, before top-k and top-p, in nats.
@@ -93,18 +96,129 @@ pub struct RowDraw {
     pub given_log_prob: f32,
 }
 
+/// Words of one row's parameters in a buffer.
+pub const UNMASK_WORDS: usize = 12;
+
+/// Where a row's random numbers come from in the generator: see [`crate::rng`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoiseAddress {
+    pub seed: u64,
+    pub sequence: u32,
+    pub step: u32,
+    pub position: u32,
+}
+
+/// How a token is come to at a temperature above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowNoise {
+    /// By [`RowParams::uniform`].
+    Given,
+    /// By the uniform number at this address with [`Purpose::Token`](crate::rng::Purpose::Token).
+    Philox(NoiseAddress),
+    /// By Gumbel noise on the logits at this address with [`Purpose::Gumbel`](crate::rng::Purpose::Gumbel): the same
+    /// distribution, other tokens. `cuda/unmask.cu` defines it to the bit; the CPU has no such draw.
+    Gumbel(NoiseAddress),
+}
+
+/// One row's parameters as [`Unmask::unmask`] reads them. Of `params`, `uniform` is not looked at under
+/// [`RowNoise::Philox`] and [`RowNoise::Gumbel`], but it must be in range.
+///
+/// # Errors
+/// Those of [`RowParams::check`], and [`Error::Shape`] for a vocabulary of 0 or of 2^24 and more.
+pub fn unmask_words(vocab: usize, params: &RowParams, noise: RowNoise) -> Result<[u32; UNMASK_WORDS]> {
+    check_vocab(vocab)?;
+    params.check(vocab)?;
+    let (mode, at) = match noise {
+        RowNoise::Given => (0, NoiseAddress::default()),
+        RowNoise::Philox(at) => (1, at),
+        RowNoise::Gumbel(at) => (2, at),
+    };
+    Ok([
+        params.temperature.to_bits(),
+        params.top_p.to_bits(),
+        params.top_k,
+        params.suppress,
+        params.given,
+        params.confidence.code() | mode << 8,
+        // -0 counts as 0.
+        params.uniform.abs().to_bits(),
+        at.seed as u32,
+        (at.seed >> 32) as u32,
+        at.sequence,
+        at.step,
+        at.position,
+    ])
+}
+
+/// What [`unmask_words`] wrote; `None` for words that it does not write.
+pub(crate) fn row_of_words(words: &[u32; UNMASK_WORDS]) -> Option<(RowParams, RowNoise)> {
+    let [temperature, top_p, top_k, suppress, given, how, uniform, low, high, sequence, step, position] =
+        *words;
+    let at = NoiseAddress { seed: u64::from(low) | u64::from(high) << 32, sequence, step, position };
+    let noise = match how >> 8 {
+        0 => RowNoise::Given,
+        1 => RowNoise::Philox(at),
+        2 => RowNoise::Gumbel(at),
+        _ => return None,
+    };
+    let params = RowParams {
+        temperature: f32::from_bits(temperature),
+        top_p: f32::from_bits(top_p),
+        top_k,
+        suppress,
+        uniform: f32::from_bits(uniform),
+        confidence: Confidence::of_code(how & 255)?,
+        given,
+    };
+    Some((params, noise))
+}
+
+impl Confidence {
+    pub(crate) const fn code(self) -> u32 {
+        match self {
+            Confidence::MaxProb => 0,
+            Confidence::Entropy => 1,
+            Confidence::Margin => 2,
+        }
+    }
+
+    const fn of_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Confidence::MaxProb),
+            1 => Some(Confidence::Entropy),
+            2 => Some(Confidence::Margin),
+            _ => None,
+        }
+    }
+}
+
 /// Sampling on rows of logits.
 pub trait Unmask: Backend {
-    /// Draws one token from each of `params.len()` rows of `logits` `[rows, vocab]`. Exact top-k and top-p, no
-    /// sort of the vocabulary. A row's result depends on that row alone.
+    /// What was drawn from rows, where the machine keeps it.
+    type Draws: Send + Sync;
+
+    /// Room for `rows` draws.
+    fn alloc_draws(&self, rows: usize) -> Result<Self::Draws>;
+
+    /// Draws a token for each row number r of `rows`: from row `r - rows.start` of `logits` `[rows, vocab]`, by words r of `params`
+    /// `[R, 12]` ([`unmask_words`]), into draw r of `out`. Exact top-k and top-p, no sort of the vocabulary. A row's
+    /// result depends on that row alone.
     ///
     /// # Errors
-    /// [`Error::NonFinite`](crate::Error::NonFinite) when a row holds NaN or +inf, or only -inf; never a token then.
+    /// [`Error::NonFinite`](crate::Error::NonFinite) when a row holds NaN or +inf, or only -inf; on a card
+    /// [`read_draws`](Self::read_draws) says so later. Never a token then.
     fn unmask(
         &self,
         logits: &Self::Buffer,
         vocab: usize,
-        params: &[RowParams],
-        out: &mut [RowDraw],
+        rows: Range<usize>,
+        params: &Self::Index,
+        out: &mut Self::Draws,
     ) -> Result<()>;
+
+    /// Copies the first `out.len()` draws to the host.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`](crate::Error::NonFinite) when one of them failed.
+    fn read_draws(&self, draws: &Self::Draws, out: &mut [RowDraw]) -> Result<()>;
 }

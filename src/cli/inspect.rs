@@ -14,7 +14,7 @@ use super::terminal::{print, printable, println};
 use crate::config::{Activation, Family, ModelConfig, NormKind, RopeScaling};
 use crate::error::{Error, Result};
 use crate::io::{Checkpoint, ModelFiles, SpecialId, SpecialIds};
-use crate::model::{Arena, ArenaSize, Layout, LoadOptions, Model, layout};
+use crate::model::{ArenaSize, Layout, LoadOptions, Model, layout};
 
 /// Arguments of `inspect`.
 #[derive(clap::Args, Debug)]
@@ -189,7 +189,8 @@ fn memory(files: &ModelFiles, machine: Machine, args: &Args, length: usize) -> R
     let tokens = args.batch.checked_mul(length).ok_or_else(|| {
         Error::request(format_args!("--batch {} --length {length}: too many tokens", args.batch))
     })?;
-    let activations = Arena::<Machine>::bytes(&files.config, ArenaSize { tokens, rows: tokens }, length);
+    let activations: u128 =
+        ArenaSize { tokens, rows: tokens }.bytes(&files.config, length, [4, 4]).iter().sum();
     let activation_bytes = u64::try_from(activations).unwrap_or(u64::MAX);
     Ok(Memory {
         mapped_bytes: loaded.mapped_bytes,

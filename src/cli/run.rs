@@ -18,7 +18,7 @@ use super::watch::Watch;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::io::AtomicFile;
-use crate::model::{Arena, ArenaSize, Model};
+use crate::model::{ArenaSize, Model};
 use crate::sample::{Generation, Limits, Observer, Request, Sampler, Step, Trace};
 
 /// Rows of a forward pass up to which more sequences are taken in, as long as there are any.
@@ -56,7 +56,7 @@ pub struct Outcome {
 pub fn limits(config: &ModelConfig, requests: &[Request], most: Option<usize>) -> Limits {
     let longest = requests.iter().map(|r| r.canvas.len()).max().unwrap_or(1).max(1);
     let mut limits = Limits::for_requests(requests, most.unwrap_or((ROWS / longest).max(1)));
-    let thousand = Arena::<Machine>::bytes(config, ArenaSize { tokens: 1000, rows: 1000 }, longest);
+    let thousand: u128 = ArenaSize { tokens: 1000, rows: 1000 }.bytes(config, longest, [4, 4]).iter().sum();
     let fit = usize::try_from(ACTIVATIONS * 1000 / thousand.max(1)).unwrap_or(usize::MAX);
     limits.tokens = limits.tokens.min(fit.max(longest));
     limits
@@ -275,7 +275,10 @@ mod tests {
         let config = ModelFiles::bundled().unwrap().config;
         let requests = |n: usize| vec![Request::new(Canvas::prefix(&[1], 120)); n];
         let bytes = |limits: Limits| {
-            Arena::<Machine>::bytes(&config, ArenaSize { tokens: limits.tokens, rows: limits.tokens }, 121)
+            ArenaSize { tokens: limits.tokens, rows: limits.tokens }
+                .bytes(&config, 121, [4, 4])
+                .iter()
+                .sum::<u128>()
         };
         let few = limits(&config, &requests(100), Some(3));
         assert_eq!((few.sequences, few.tokens), (3, 3 * 121));

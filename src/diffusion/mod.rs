@@ -9,4 +9,5 @@ pub mod corrupt;
 pub mod loss;
 pub mod reveal;
 pub mod schedule;
-pub mod shift;
+
+pub use crate::shift;

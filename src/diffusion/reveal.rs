@@ -5,10 +5,11 @@
 //! at step k with probability `1 / (T - k)`, whatever the logits: its step is uniform over 0..T. The
 //! whole schedule can therefore be drawn beforehand, as a [`CommitPlan`].
 
-use std::cmp::Ordering;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+pub use crate::ranking::{above_threshold, least_confident, most_confident};
+pub use crate::rng::gumbel;
 use crate::rng::{Purpose, Rng};
 
 /// At which step each position is committed.
@@ -118,6 +119,16 @@ impl CommitPlan {
         Some((step, self.positions.get(start..end)?))
     }
 
+    /// All positions, by step and within a step ascending.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// How many positions are committed before the `i`-th step that commits something.
+    pub fn start_of(&self, i: usize) -> usize {
+        i.checked_sub(1).map_or(0, |before| self.ends.get(before).map_or(self.positions.len(), |end| end.1))
+    }
+
     /// How many steps commit something: the forward passes that the plan needs.
     pub fn len(&self) -> usize {
         self.ends.len()
@@ -132,53 +143,6 @@ impl CommitPlan {
 /// included: `uniform < 1 / left`. With one left, always.
 pub fn reveal_now(uniform: f32, left: usize) -> bool {
     left <= 1 || f64::from(uniform) < 1.0 / left as f64
-}
-
-/// More confident first, then the lower index.
-fn ranking(scores: &[f32], a: u32, b: u32) -> Ordering {
-    scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b))
-}
-
-/// Puts the indices of the `n` most confident scores into `out`, ascending. Of equal scores the
-/// lower index counts as more confident. `out` is reused memory.
-pub fn most_confident(scores: &[f32], n: usize, out: &mut Vec<u32>) {
-    select(scores, n, out, |a, b| ranking(scores, a, b));
-}
-
-/// Puts the indices of the `n` least confident scores into `out`, ascending: those that are not
-/// among the [`most_confident`].
-pub fn least_confident(scores: &[f32], n: usize, out: &mut Vec<u32>) {
-    select(scores, n, out, |a, b| ranking(scores, b, a));
-}
-
-fn select(scores: &[f32], n: usize, out: &mut Vec<u32>, order: impl Fn(u32, u32) -> Ordering) {
-    out.clear();
-    if n == 0 {
-        return;
-    }
-    out.extend(0..scores.len() as u32);
-    if n < out.len() {
-        out.select_nth_unstable_by(n - 1, |&a, &b| order(a, b));
-        out.truncate(n);
-    }
-    out.sort_unstable();
-}
-
-/// Puts the indices of all scores above `tau` into `out`, ascending; if there are none, that of the
-/// most confident score (the first of equals), so that every step commits something.
-pub fn above_threshold(scores: &[f32], tau: f32, out: &mut Vec<u32>) {
-    out.clear();
-    out.extend((0..scores.len() as u32).filter(|&i| scores[i as usize] > tau));
-    if out.is_empty() {
-        out.extend((0..scores.len() as u32).min_by(|&a, &b| ranking(scores, a, b)));
-    }
-}
-
-/// Standard Gumbel noise from a uniform number in [0, 1) of 24 bits: `-ln(-ln u)` at the middle of
-/// the number's interval, so that it is finite.
-pub fn gumbel(uniform: f32) -> f32 {
-    let u = f64::from(uniform) + 0.5 / 16_777_216.0;
-    (-(-u.ln()).ln()) as f32
 }
 
 /// The confidence order of the original implementation's fine-tuned sampler, before a forward with

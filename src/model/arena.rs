@@ -1,7 +1,7 @@
 //! The activations of a forward pass: a fixed set of buffers, sized once ([`Arena`]), and the
 //! description of what goes through them ([`Batch`]).
 
-use crate::backend::{Backend, Segment};
+use crate::backend::{Backend, Inputs, Segment};
 use crate::config::{Family, ModelConfig, Rope};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -13,6 +13,26 @@ pub struct ArenaSize {
     pub tokens: usize,
     /// Most rows that leave the last layer in one pass.
     pub rows: usize,
+}
+
+impl ArenaSize {
+    /// Bytes of an [`Arena`] of this size for sequences of at most `max_len` positions, without making it: activations with
+    /// their indices, and the head's logits. An activation and a logit have `number_bytes`.
+    pub fn bytes(self, config: &ModelConfig, max_len: usize, number_bytes: [usize; 2]) -> [u128; 2] {
+        let (t, r) = (self.tokens.max(1) as u128, self.rows.clamp(1, self.tokens.max(1)) as u128);
+        let [number, logit] = number_bytes.map(|bytes| bytes as u128);
+        let gated = if config.family == Family::Llama { 3 } else { 1 };
+        let per_token =
+            2 * config.width + config.qkv_width() + config.query_width() + gated * config.mlp_width;
+        let per_row = 2 * config.width + config.query_width();
+        let numbers = t * per_token as u128 + r * per_row as u128;
+        // Angles are as exact as logits.
+        let rope = if config.rope.is_some() { (max_len * config.head_dim) as u128 * logit } else { 0 };
+        // ids, positions, cache rows; wanted rows and positions; two places of a sequence, which may be one token long.
+        let indices = 4 * (3 * t + 2 * r + 8 * t);
+        let head = head_rows(config.vocab_size, r as usize) as u128 * config.vocab_size as u128 * logit;
+        [numbers * number + rope + indices, head]
+    }
 }
 
 /// Tokens of several sequences, packed one behind the other, and the rows whose outputs are
@@ -125,11 +145,7 @@ impl Batch {
 /// Every buffer that a forward pass writes. Allocated once; a pass allocates nothing.
 pub struct Arena<B: Backend> {
     pub(super) size: ArenaSize,
-    pub(super) ids: B::Index,
-    pub(super) positions: B::Index,
-    pub(super) wanted: B::Index,
-    pub(super) wanted_positions: B::Index,
-    pub(super) cache_rows: B::Index,
+    pub(super) inputs: Inputs<B>,
     /// Residual stream `[T, C]`.
     pub(super) x: B::Buffer,
     /// Normalised rows `[T, C]`.
@@ -148,12 +164,9 @@ pub struct Arena<B: Backend> {
     pub(super) hidden: B::Buffer,
     /// Queries of the wanted rows `[R, H D]`.
     pub(super) queries: B::Buffer,
-    /// A chunk of hidden rows `[head_rows, C]` and its logits `[head_rows, V]`.
-    pub(super) head_in: B::Buffer,
+    /// Logits of a chunk of hidden rows `[head_rows, V]`.
     pub(super) logits: B::Buffer,
     pub(super) head_rows: usize,
-    pub(super) head_index: B::Index,
-    pub(super) head_index_host: Vec<u32>,
     /// cos | sin of every position `[P, D]`; rotary models only.
     pub(super) rope: Option<B::Buffer>,
     pub(super) rope_positions: usize,
@@ -185,7 +198,7 @@ impl<B: Backend> Arena<B> {
         let alloc = |rows: usize, width: usize| {
             let len = rows.checked_mul(width).ok_or_else(|| Error::Memory {
                 what: "the activations".into(),
-                needed: rows as u128 * width as u128 * size_of::<B::Elem>() as u128,
+                needed: rows as u128 * width as u128 * backend.number_bytes()[0] as u128,
                 limit: "more than can be addressed".into(),
                 hint: "use fewer or shorter sequences at once".into(),
             })?;
@@ -200,11 +213,15 @@ impl<B: Backend> Arena<B> {
         };
         Ok(Self {
             size: ArenaSize { tokens: t, rows: r },
-            ids: backend.alloc_index(t)?,
-            positions: backend.alloc_index(t)?,
-            wanted: backend.alloc_index(r)?,
-            wanted_positions: backend.alloc_index(r)?,
-            cache_rows: backend.alloc_index(t)?,
+            inputs: Inputs {
+                ids: backend.alloc_index(t)?,
+                positions: backend.alloc_index(t)?,
+                segments: backend.alloc_segments(t)?,
+                wanted: backend.alloc_index(r)?,
+                wanted_positions: backend.alloc_index(r)?,
+                wanted_segments: backend.alloc_segments(t)?,
+                cache_rows: backend.alloc_index(t)?,
+            },
             x: alloc(t, c)?,
             normed: alloc(t, c)?,
             qkv: alloc(t, config.qkv_width())?,
@@ -214,11 +231,8 @@ impl<B: Backend> Arena<B> {
             picked: alloc(r, c)?,
             hidden: alloc(r, c)?,
             queries: alloc(r, config.query_width())?,
-            head_in: alloc(head_rows, c)?,
-            logits: alloc(head_rows, config.vocab_size)?,
+            logits: backend.alloc_logits(head_rows * config.vocab_size)?,
             head_rows,
-            head_index: backend.alloc_index(head_rows)?,
-            head_index_host: Vec::with_capacity(head_rows),
             rope,
             rope_positions: max_len,
         })
@@ -229,20 +243,9 @@ impl<B: Backend> Arena<B> {
         self.size
     }
 
-    /// Bytes of an arena of `size`, without making it.
-    pub fn bytes(config: &ModelConfig, size: ArenaSize, max_len: usize) -> u128 {
-        let (t, r) = (size.tokens.max(1) as u128, size.rows.clamp(1, size.tokens.max(1)) as u128);
-        let gated = if config.family == Family::Llama { 3 } else { 1 };
-        let head = head_rows(config.vocab_size, r as usize) as u128;
-        let per_token =
-            2 * config.width + config.qkv_width() + config.query_width() + gated * config.mlp_width;
-        let per_row = 2 * config.width + config.query_width();
-        let rope = if config.rope.is_some() { max_len * config.head_dim } else { 0 };
-        let numbers = t * per_token as u128
-            + r * per_row as u128
-            + head * (config.width + config.vocab_size) as u128
-            + rope as u128;
-        numbers * size_of::<B::Elem>() as u128 + (3 * t + 2 * r + head) * 4
+    /// What a forward pass reads.
+    pub fn inputs(&mut self) -> &mut Inputs<B> {
+        &mut self.inputs
     }
 
     pub(super) fn admit(&self, batch: &Batch) -> Result<()> {

@@ -21,7 +21,7 @@ impl<B: Backend> KvCache<B> {
         let len = rows.checked_mul(width).filter(|_| u32::try_from(rows).is_ok());
         let len = len.ok_or_else(|| Error::Memory {
             what: "the KV cache".into(),
-            needed: rows as u128 * width as u128 * size_of::<B::Elem>() as u128,
+            needed: rows as u128 * width as u128 * backend.number_bytes()[0] as u128,
             limit: "more than can be addressed".into(),
             hint: "decode fewer or shorter sequences at once".into(),
         })?;

@@ -1,9 +1,16 @@
 //! The layer loop, one for both families: packed rows in, normalised hidden rows out.
 
 use super::{Arena, Batch, KvCache, Layer, Linear, Mlp, Model, Norm, Qkv};
-use crate::backend::{Epilogue, Forward, HeadShape, Mask, Rows, Segment};
+use crate::backend::{Epilogue, Forward, HeadShape, Mask, Rows};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+
+/// What a forward pass is of: the first tokens and wanted rows of an arena's inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    pub tokens: usize,
+    pub rows: usize,
+}
 
 impl<B: Forward> Model<B> {
     /// One forward pass over `batch`. The normalised hidden states of the wanted rows are left in
@@ -14,7 +21,9 @@ impl<B: Forward> Model<B> {
     /// [`Error::Request`] for a token id outside the vocabulary or a sequence beyond the model's
     /// positions, [`Error::Shape`] when the batch does not fit the arena.
     pub fn forward(&self, batch: &Batch, arena: &mut Arena<B>, mask: Mask<'_>) -> Result<()> {
-        self.pass(batch, arena, mask, None)
+        let mask = self.backend.mask(mask)?;
+        let pass = self.load_batch(batch, arena)?;
+        self.pass(pass, arena, &mask, None)
     }
 
     /// Like [`Model::forward`] with causal attention to what `cache` holds; the keys and values of
@@ -28,39 +37,69 @@ impl<B: Forward> Model<B> {
                 got: batch.cache_rows.len(),
             });
         }
-        self.pass(batch, arena, Mask::Causal, Some(cache))
+        let mask = self.backend.mask(Mask::Causal)?;
+        let pass = self.load_batch(batch, arena)?;
+        self.pass(pass, arena, &mask, Some(cache))
     }
 
-    fn pass(
-        &self,
-        batch: &Batch,
-        arena: &mut Arena<B>,
-        mask: Mask<'_>,
-        mut cache: Option<&mut KvCache<B>>,
-    ) -> Result<()> {
+    /// Puts a batch into the arena's inputs.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    fn load_batch(&self, batch: &Batch, arena: &mut Arena<B>) -> Result<Pass> {
         arena.admit(batch)?;
         self.check_ids(batch)?;
+        let (be, inputs) = (&self.backend, &mut arena.inputs);
+        let pass = Pass { tokens: batch.tokens(), rows: batch.rows() };
+        if pass.tokens == 0 || pass.rows == 0 {
+            return Ok(pass);
+        }
+        be.write_index(&mut inputs.ids, &batch.ids)?;
+        be.write_index(&mut inputs.positions, &batch.positions)?;
+        be.write_segments(&mut inputs.segments, &batch.segments)?;
+        be.write_index(&mut inputs.wanted, &batch.wanted)?;
+        be.write_index(&mut inputs.wanted_positions, &batch.wanted_positions)?;
+        be.write_segments(&mut inputs.wanted_segments, &batch.wanted_segments)?;
+        if !batch.cache_rows.is_empty() {
+            be.write_index(&mut inputs.cache_rows, &batch.cache_rows)?;
+        }
+        Ok(pass)
+    }
+
+    /// The pass itself: nothing of it looks at the host's memory, so that it can be recorded. Ids and positions of the
+    /// inputs are within the model's tables (what lies beyond gives NaN, or an error on the CPU).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the pass does not fit the arena.
+    pub(crate) fn pass(
+        &self,
+        pass: Pass,
+        arena: &mut Arena<B>,
+        mask: &B::Mask,
+        mut cache: Option<&mut KvCache<B>>,
+    ) -> Result<()> {
         let (config, params, be) = (&self.config, &*self.parameters, &self.backend);
-        let (tokens, rows) = (batch.tokens(), batch.rows());
+        let Pass { tokens, rows } = pass;
         if tokens == 0 || rows == 0 {
             return Ok(());
         }
-        be.write_index(&mut arena.ids, &batch.ids)?;
-        be.write_index(&mut arena.positions, &batch.positions)?;
-        be.write_index(&mut arena.wanted, &batch.wanted)?;
-        be.write_index(&mut arena.wanted_positions, &batch.wanted_positions)?;
-        if cache.is_some() {
-            be.write_index(&mut arena.cache_rows, &batch.cache_rows)?;
+        for (what, expected, got) in
+            [("tokens, at most", arena.size.tokens, tokens), ("wanted rows, at most", arena.size.rows, rows)]
+        {
+            if got > expected {
+                return Err(Error::Shape { op: "forward", what, expected, got });
+            }
         }
-        let positions = params.positions.as_ref().map(|table| (table, &arena.positions));
-        be.embed(&params.embedding, &arena.ids, positions, tokens, config.width, &mut arena.x)?;
+        let inputs = &arena.inputs;
+        let positions = params.positions.as_ref().map(|table| (table, &inputs.positions));
+        be.embed(&params.embedding, &inputs.ids, positions, tokens, config.width, &mut arena.x)?;
         for (n, layer) in params.layers.iter().enumerate() {
             let kv = cache.as_deref_mut().map(|c| &mut c.layers[n]);
             let last = n + 1 == params.layers.len();
             if last && rows < tokens {
-                self.last_block(layer, batch, arena, mask, kv)?;
+                self.last_block(layer, pass, arena, mask, kv)?;
             } else {
-                self.block(layer, batch, arena, mask, kv)?;
+                self.block(layer, tokens, arena, mask, kv)?;
             }
         }
         let partial = rows < tokens && !params.layers.is_empty();
@@ -90,13 +129,12 @@ impl<B: Forward> Model<B> {
     fn block(
         &self,
         layer: &Layer<B>,
-        batch: &Batch,
+        tokens: usize,
         arena: &mut Arena<B>,
-        mask: Mask<'_>,
+        mask: &B::Mask,
         kv: Option<&mut B::Buffer>,
     ) -> Result<()> {
         let (config, be) = (&self.config, &self.backend);
-        let tokens = batch.tokens();
         let at = QkvColumns::of(config);
         norm(be, config, &layer.attention_norm, &arena.x, tokens, &mut arena.normed)?;
         match &layer.qkv {
@@ -112,7 +150,7 @@ impl<B: Forward> Model<B> {
         if let Some(table) = &arena.rope {
             let (h, kv_heads, d) = (config.heads, config.kv_heads, config.head_dim);
             // Keys follow queries, so one call turns both.
-            be.rope(&mut arena.qkv, at.q, tokens, h + kv_heads, d, &arena.positions, table)?;
+            be.rope(&mut arena.qkv, at.q, tokens, h + kv_heads, d, &arena.inputs.positions, table)?;
         }
         let shape = head_shape(config);
         let q = (&arena.qkv, at.q);
@@ -123,10 +161,10 @@ impl<B: Forward> Model<B> {
             &arena.qkv,
             at,
             kv,
-            &arena.cache_rows,
+            &arena.inputs.cache_rows,
             tokens,
-            &batch.segments,
-            &arena.positions,
+            &arena.inputs.segments,
+            &arena.inputs.positions,
             mask,
             &mut arena.attended,
         )?;
@@ -138,18 +176,17 @@ impl<B: Forward> Model<B> {
     fn last_block(
         &self,
         layer: &Layer<B>,
-        batch: &Batch,
+        Pass { tokens, rows }: Pass,
         arena: &mut Arena<B>,
-        mask: Mask<'_>,
+        mask: &B::Mask,
         kv: Option<&mut B::Buffer>,
     ) -> Result<()> {
         let (config, be) = (&self.config, &self.backend);
-        let (tokens, rows) = (batch.tokens(), batch.rows());
         let at = QkvColumns::of(config);
         let (q_width, kv_width) = (config.query_width(), config.kv_width());
         let dense = Rows::dense(config.width);
         norm(be, config, &layer.attention_norm, &arena.x, tokens, &mut arena.normed)?;
-        be.gather((&arena.normed, dense), &arena.wanted, rows, config.width, &mut arena.hidden)?;
+        be.gather((&arena.normed, dense), &arena.inputs.wanted, rows, config.width, &mut arena.hidden)?;
         let queries = Rows::dense(q_width);
         match &layer.qkv {
             Qkv::Fused(all) => {
@@ -165,8 +202,16 @@ impl<B: Forward> Model<B> {
         }
         if let Some(table) = &arena.rope {
             let d = config.head_dim;
-            be.rope(&mut arena.queries, queries, rows, config.heads, d, &arena.wanted_positions, table)?;
-            be.rope(&mut arena.qkv, at.k, tokens, config.kv_heads, d, &arena.positions, table)?;
+            be.rope(
+                &mut arena.queries,
+                queries,
+                rows,
+                config.heads,
+                d,
+                &arena.inputs.wanted_positions,
+                table,
+            )?;
+            be.rope(&mut arena.qkv, at.k, tokens, config.kv_heads, d, &arena.inputs.positions, table)?;
         }
         let shape = head_shape(config);
         let q = (&arena.queries, queries);
@@ -177,14 +222,14 @@ impl<B: Forward> Model<B> {
             &arena.qkv,
             at,
             kv,
-            &arena.cache_rows,
+            &arena.inputs.cache_rows,
             tokens,
-            &batch.wanted_segments,
-            &arena.wanted_positions,
+            &arena.inputs.wanted_segments,
+            &arena.inputs.wanted_positions,
             mask,
             &mut arena.attended,
         )?;
-        be.gather((&arena.x, dense), &arena.wanted, rows, config.width, &mut arena.picked)?;
+        be.gather((&arena.x, dense), &arena.inputs.wanted, rows, config.width, &mut arena.picked)?;
         let Arena { attended, normed, inner, gated, picked, .. } = arena;
         finish_block(be, config, layer, attended, rows, normed, inner, gated.as_mut(), picked)
     }
@@ -241,7 +286,7 @@ fn project<B: Forward>(
     out_rows: Rows,
 ) -> Result<()> {
     let epilogue = Epilogue { bias: linear.bias.as_ref(), activation: None, accumulate: false };
-    be.linear(x, rows, &linear.weight, outputs, epilogue, out, out_rows)
+    be.linear((x, 0), rows, &linear.weight, outputs, epilogue, out, out_rows)
 }
 
 /// `residual += x W + b`.
@@ -254,7 +299,7 @@ fn residual<B: Forward>(
     residual: &mut B::Buffer,
 ) -> Result<()> {
     let epilogue = Epilogue { bias: linear.bias.as_ref(), activation: None, accumulate: true };
-    be.linear(x, rows, &linear.weight, 0..width, epilogue, residual, Rows::dense(width))
+    be.linear((x, 0), rows, &linear.weight, 0..width, epilogue, residual, Rows::dense(width))
 }
 
 /// Attention to the keys and values in the batch, or to those in the cache after adding the batch's.
@@ -268,9 +313,9 @@ fn attend<B: Forward>(
     kv: Option<&mut B::Buffer>,
     cache_rows: &B::Index,
     tokens: usize,
-    segments: &[Segment],
+    segments: &B::Segments,
     q_pos: &B::Index,
-    mask: Mask<'_>,
+    mask: &B::Mask,
     out: &mut B::Buffer,
 ) -> Result<()> {
     match kv {
@@ -312,7 +357,7 @@ fn finish_block<B: Forward>(
         (Mlp::Plain { up, down }, _) => {
             let epilogue =
                 Epilogue { bias: up.bias.as_ref(), activation: Some(config.activation), accumulate: false };
-            be.linear(x, rows, &up.weight, 0..f, epilogue, inner, Rows::dense(f))?;
+            be.linear((x, 0), rows, &up.weight, 0..f, epilogue, inner, Rows::dense(f))?;
             residual(be, down, config.width, inner, rows, stream)
         }
         (Mlp::Gated { .. }, None) => {

@@ -4,7 +4,9 @@
 use std::ops::Range;
 
 use super::{Arena, Batch, Model};
-use crate::backend::{Epilogue, Forward, Mask, RowDraw, RowParams, Rows, Unmask};
+use crate::backend::{
+    Epilogue, Forward, Mask, RowDraw, RowNoise, RowParams, Rows, UNMASK_WORDS, Unmask, unmask_words,
+};
 use crate::error::{Error, Result};
 
 impl<B: Forward> Model<B> {
@@ -29,13 +31,9 @@ impl<B: Forward> Model<B> {
         let mut first = 0;
         while first < rows {
             let count = arena.head_rows.min(rows - first);
-            arena.head_index_host.clear();
-            arena.head_index_host.extend((first..first + count).map(|r| r as u32));
-            be.write_index(&mut arena.head_index, &arena.head_index_host)?;
-            let hidden = (&arena.hidden, Rows::dense(width));
-            be.gather(hidden, &arena.head_index, count, width, &mut arena.head_in)?;
+            let hidden = (&arena.hidden, first * width);
             let dense = Rows::dense(vocab);
-            be.linear(&arena.head_in, count, weight, 0..vocab, Epilogue::NONE, &mut arena.logits, dense)?;
+            be.linear(hidden, count, weight, 0..vocab, Epilogue::NONE, &mut arena.logits, dense)?;
             each(first..first + count, &arena.logits)?;
             first += count;
         }
@@ -65,12 +63,69 @@ impl<B: Forward> Model<B> {
     }
 }
 
+/// Parameters and draws of rows, for [`Model::draw`].
+pub struct Drawing<B: Unmask> {
+    params: B::Index,
+    draws: B::Draws,
+    words: Vec<u32>,
+    rows: usize,
+}
+
+impl<B: Unmask> Drawing<B> {
+    /// Room for `rows` rows.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when it does not fit.
+    pub fn new(backend: &B, rows: usize) -> Result<Self> {
+        Ok(Self {
+            params: backend.alloc_index(rows * UNMASK_WORDS)?,
+            draws: backend.alloc_draws(rows)?,
+            words: Vec::with_capacity(rows * UNMASK_WORDS),
+            rows,
+        })
+    }
+}
+
 impl<B: Forward + Unmask> Model<B> {
     /// Draws a token from each wanted row of the last pass; `out[r]` belongs to `params[r]`.
-    pub fn draw(&self, params: &[RowParams], arena: &mut Arena<B>, out: &mut [RowDraw]) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for logits that cannot be drawn from; [`Error::Shape`] when the rows do not fit;
+    /// those of [`RowParams::check`].
+    pub fn draw(
+        &self,
+        params: &[RowParams],
+        arena: &mut Arena<B>,
+        drawing: &mut Drawing<B>,
+        out: &mut [RowDraw],
+    ) -> Result<()> {
+        let rows = params.len();
+        if rows > drawing.rows {
+            return Err(Error::Shape {
+                op: "draw",
+                what: "rows, at most",
+                expected: drawing.rows,
+                got: rows,
+            });
+        }
+        drawing.words.clear();
+        for params in params {
+            drawing.words.extend(unmask_words(self.config.vocab_size, params, RowNoise::Given)?);
+        }
+        self.backend.write_index(&mut drawing.params, &drawing.words)?;
+        self.draw_rows(rows, arena, &drawing.params, &mut drawing.draws)?;
+        self.backend.read_draws(&drawing.draws, out)
+    }
+
+    /// Draws from each of the first `rows` wanted rows of the last pass by the words in `params`; can be recorded.
+    pub(crate) fn draw_rows(
+        &self,
+        rows: usize,
+        arena: &mut Arena<B>,
+        params: &B::Index,
+        draws: &mut B::Draws,
+    ) -> Result<()> {
         let vocab = self.config.vocab_size;
-        self.head(params.len(), arena, |range, logits| {
-            self.backend.unmask(logits, vocab, &params[range.clone()], &mut out[range])
-        })
+        self.head(rows, arena, |range, logits| self.backend.unmask(logits, vocab, range, params, draws))
     }
 }

@@ -9,6 +9,8 @@ mod params;
 
 pub use arena::{Arena, ArenaSize, Batch};
 pub use cache::KvCache;
+pub(crate) use forward::Pass;
+pub use head::Drawing;
 pub use names::{Entry, Layout, NameScheme, layout};
 pub use params::{Layer, Linear, MemoryReport, Mlp, Norm, Parameters, Qkv};
 

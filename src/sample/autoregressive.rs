@@ -3,10 +3,10 @@
 
 use super::checks::{check_drawing, prefix_of};
 use super::request::{Commit, Finish, Generation, Request, Step};
-use super::sampler::{Results, Sampler};
-use crate::backend::{Confidence, Forward, NO_TOKEN, RowDraw, RowParams, Unmask};
+use super::sampler::{Limits, Results, Sampler};
+use crate::backend::{Confidence, Denoise, Forward, NO_TOKEN, RowDraw, RowParams, Unmask};
 use crate::error::{Error, Result};
-use crate::model::KvCache;
+use crate::model::{ArenaSize, Batch, Drawing, KvCache};
 use crate::rng::{Purpose, Rng};
 
 /// A sequence being decoded.
@@ -31,7 +31,27 @@ struct Line {
     suppress: u32,
 }
 
-impl<B: Forward + Unmask> Sampler<B> {
+/// Memory for decoding, made when it is first wanted.
+pub(super) struct Decoder<B: Unmask> {
+    batch: Batch,
+    params: Vec<RowParams>,
+    draws: Vec<RowDraw>,
+    drawing: Drawing<B>,
+}
+
+impl<B: Unmask> Decoder<B> {
+    fn new(backend: &B, limits: Limits) -> Result<Self> {
+        let Limits { sequences, tokens } = limits;
+        Ok(Self {
+            batch: Batch::with_capacity(ArenaSize { tokens, rows: sequences }, sequences),
+            params: Vec::with_capacity(sequences),
+            draws: Vec::with_capacity(sequences),
+            drawing: Drawing::new(backend, sequences)?,
+        })
+    }
+}
+
+impl<B: Forward + Denoise> Sampler<B> {
     /// Decodes the `waiting` requests, as many side by side as the limits allow.
     pub(super) fn decode(
         &mut self,
@@ -101,6 +121,11 @@ impl<B: Forward + Unmask> Sampler<B> {
         let rows = lines.iter().map(|l| l.ids.len()).sum();
         let mut cache = KvCache::new(model.backend(), model.config(), rows)?;
         let eos = model.special().eos.as_ref().map_or(NO_TOKEN, |e| e.id);
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            empty => empty.insert(Decoder::new(model.backend(), self.limits)?),
+        };
+        let Decoder { batch, params, draws, drawing } = decoder;
         loop {
             let mut at = 0;
             while at < lines.len() {
@@ -116,15 +141,15 @@ impl<B: Forward + Unmask> Sampler<B> {
             if lines.is_empty() {
                 return Ok(());
             }
-            self.batch.clear();
-            self.params.clear();
+            batch.clear();
+            params.clear();
             for line in &lines {
                 let new = &line.ids[line.cached..line.known];
-                self.batch.push_cached(new, line.cached, line.base, [new.len() as u32 - 1]);
+                batch.push_cached(new, line.cached, line.base, [new.len() as u32 - 1]);
                 let request = &requests[line.request];
                 let step = (line.known - line.given) as u32;
                 let rng = Rng::new(request.seed);
-                self.params.push(RowParams {
+                params.push(RowParams {
                     temperature: request.temperature,
                     top_p: request.top_p,
                     top_k: request.top_k,
@@ -134,11 +159,11 @@ impl<B: Forward + Unmask> Sampler<B> {
                     given: NO_TOKEN,
                 });
             }
-            self.draws.clear();
-            self.draws.resize(self.params.len(), RowDraw::default());
-            model.forward_cached(&self.batch, &mut self.arena, &mut cache)?;
-            model.draw(&self.params, &mut self.arena, &mut self.draws)?;
-            for (line, draw) in lines.iter_mut().zip(&self.draws) {
+            draws.clear();
+            draws.resize(params.len(), RowDraw::default());
+            model.forward_cached(batch, &mut self.arena, &mut cache)?;
+            model.draw(params, &mut self.arena, drawing, draws)?;
+            for (line, draw) in lines.iter_mut().zip(draws.iter()) {
                 line.take(draw, requests[line.request].stop_at_eos, eos);
                 let at = line.known - 1;
                 let commit = Commit { position: at as u32, token: draw.token, log_prob: draw.log_prob };

@@ -6,9 +6,10 @@ mod plain;
 mod request;
 mod running;
 mod sampler;
+mod steps;
 mod trace;
 
 pub use plain::{PlainInput, PlainOptions, PlainOutput, plain_loop, planned};
 pub use request::{Canvas, Commit, CountSchedule, Finish, Generation, Order, Part, Request, Step};
-pub use sampler::{Limits, Observer, Sampler};
+pub use sampler::{Limits, Observer, Pace, Sampler};
 pub use trace::{Trace, TraceStep};

@@ -8,11 +8,11 @@ use super::checks::check_drawing;
 use super::request::{Canvas, Order, Request};
 use super::running::GivenNoise;
 use super::sampler::{Limits, Sampler};
-use crate::backend::{Confidence, Forward, Mask, NO_TOKEN, RowDraw, RowParams, Unmask};
+use crate::backend::{Confidence, Denoise, Forward, Mask, NO_TOKEN, RowDraw, RowParams};
 use crate::diffusion::reveal::{self, CommitPlan};
 use crate::diffusion::shift;
 use crate::error::{Error, Result};
-use crate::model::{Arena, ArenaSize, Batch, Model};
+use crate::model::{Arena, ArenaSize, Batch, Drawing, Model};
 
 /// A batch of equally long canvases and the uniforms to denoise them with.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl PlainInput {
 ///
 /// # Errors
 /// [`Error::Input`] when an input has the wrong size, otherwise as [`Model::forward`].
-pub fn plain_loop<B: Forward + Unmask>(
+pub fn plain_loop<B: Forward + Denoise>(
     model: &Model<B>,
     input: &PlainInput,
     options: &PlainOptions,
@@ -112,6 +112,7 @@ pub fn plain_loop<B: Forward + Unmask>(
     let size = ArenaSize { tokens: n, rows: n };
     let mut arena = Arena::new(model.backend(), model.config(), size, l)?;
     let mut batch = Batch::with_capacity(size, b);
+    let mut drawing = Drawing::new(model.backend(), n)?;
     let mut masked: Vec<bool> = input.src.iter().map(|s| !s).collect();
     let mut xt: Vec<u32> = (0..n).map(|i| if masked[i] { options.mask_id } else { input.x[i] }).collect();
     let mut x0 = xt.clone();
@@ -156,7 +157,7 @@ pub fn plain_loop<B: Forward + Unmask>(
             .collect();
         let mut draws = vec![RowDraw::default(); n];
         model.forward(&batch, &mut arena, Mask::Full)?;
-        model.draw(&params, &mut arena, &mut draws)?;
+        model.draw(&params, &mut arena, &mut drawing, &mut draws)?;
         for row in 0..b {
             for p in 0..l {
                 let i = row * l + p;
@@ -181,7 +182,7 @@ pub fn plain_loop<B: Forward + Unmask>(
 ///
 /// # Errors
 /// As [`plain_loop`]; and [`Error::Request`] for the confidence order, which has no plan.
-pub fn planned<B: Forward + Unmask>(
+pub fn planned<B: Forward + Denoise>(
     model: &Arc<Model<B>>,
     input: &PlainInput,
     options: &PlainOptions,

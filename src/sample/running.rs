@@ -1,16 +1,20 @@
-//! One sequence on its way from masks to text: which rows it needs next, and what it does with
-//! the tokens drawn from them.
+//! One sequence on its way from masks to text: which rows it needs at each step, and how many of them become tokens. That goes
+//! by counts alone, so that steps can be planned ahead; which positions and which tokens they are is known to the
+//! backend that has the canvas.
 
 use std::ops::Range;
 
 use super::checks::check;
 use super::request::{Commit, CountSchedule, Finish, Generation, Order, Request};
-use crate::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
-use crate::diffusion::reveal::{CommitPlan, above_threshold, gumbel, most_confident};
+use crate::backend::{
+    Confidence, DrawingWords, NO_TOKEN, NoiseAddress, RankWords, THRESHOLD_WORDS, Want, WantKind,
+    threshold_words,
+};
+use crate::diffusion::reveal::CommitPlan;
 use crate::diffusion::schedule::{Counts, share_steps};
 use crate::diffusion::shift;
 use crate::error::Result;
-use crate::rng::{Purpose, Rng};
+use crate::rng::Rng;
 
 /// Uniforms that are given instead of drawn: for comparing with another implementation.
 #[derive(Clone, Debug)]
@@ -22,7 +26,7 @@ pub(super) struct GivenNoise {
 }
 
 /// What a model says about sampling, with a request's own wishes applied.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rules {
     pub shift: bool,
     pub mask_id: u32,
@@ -30,6 +34,13 @@ pub(super) struct Rules {
     pub suppress: u32,
     /// End of sequence, or [`NO_TOKEN`].
     pub eos: u32,
+}
+
+impl Rules {
+    /// Whether sequences with these rules can be in flight together.
+    pub fn go_together(self, other: Rules) -> bool {
+        (self.shift, self.mask_id) == (other.shift, other.mask_id)
+    }
 }
 
 /// Positions that are filled together, and the steps in which that happens.
@@ -52,23 +63,28 @@ enum Strategy {
     Threshold { by: Confidence, tau: f32 },
 }
 
-/// The state of a request in flight.
+/// What a sequence does in a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Planned {
+    pub want: Want,
+    pub rank: Option<RankWords>,
+    pub threshold: Option<[u32; THRESHOLD_WORDS]>,
+}
+
+/// The state of a request in flight: its schedule, which goes by counts alone, and its canvas as it was last looked at.
 #[derive(Debug)]
 pub(super) struct Running {
     /// Index of the request in its batch.
     pub request: usize,
     pub ids: Vec<u32>,
     pub masked: Vec<bool>,
+    pub committed_at: Vec<u32>,
+    pub log_prob: Vec<f32>,
+    /// What was committed, and what remasked, between the last two looks.
     pub commits: Vec<Commit>,
     pub remasked: Vec<u32>,
-    /// Positions whose rows are needed in this step, ascending.
-    needs: Vec<u32>,
-    /// Confidence of each of `needs`.
-    scores: Vec<f32>,
-    /// Indices into `needs` that are to be (or stay) committed, ascending.
-    chosen: Vec<u32>,
     rules: Rules,
-    rng: Rng,
+    seed: u64,
     sequence: u32,
     temperature: f32,
     top_p: f32,
@@ -76,22 +92,27 @@ pub(super) struct Running {
     stop_at_eos: bool,
     noise: Option<GivenNoise>,
     /// Token of position 0 in the input: with shift no row predicts it.
-    first_token: u32,
+    pub first_token: u32,
     /// Positions to fill, ascending.
-    free: Vec<u32>,
+    pub free: Vec<u32>,
     blocks: Vec<Block>,
     block: usize,
+    /// Masked positions of the current block, as of the last step planned.
+    block_masked: usize,
     strategy: Strategy,
-    /// Step now being done, 0-based.
+    /// Step planned last, 0-based.
     step: usize,
     steps: usize,
-    committed_at: Vec<u32>,
-    log_prob: Vec<f32>,
-    nfe: usize,
-    left: usize,
+    /// Steps planned.
+    planned: usize,
+    /// Steps done, once that is known.
+    nfe: Option<usize>,
     /// Start of the gap that reaches the end of the canvas, if there is one.
     answer: Option<usize>,
-    done: bool,
+    /// Nothing is left to be planned.
+    over: bool,
+    /// An end of sequence stands in the answer and nothing before it is masked.
+    complete: bool,
 }
 
 impl Running {
@@ -100,9 +121,8 @@ impl Running {
         check(request, rules, noise.is_some())?;
         let canvas = &request.canvas;
         let free: Vec<u32> = (0..canvas.len() as u32).filter(|&p| !canvas.fixed()[p as usize]).collect();
-        let rng = Rng::new(request.seed);
         let blocks = blocks(free.len(), request);
-        let strategy = strategy(request, &free, &blocks, &rng, noise.as_ref())?;
+        let strategy = strategy(request, &free, &blocks, &Rng::new(request.seed), noise.as_ref())?;
         let steps = match request.order {
             Order::Threshold { .. } => free.len(),
             _ => blocks.last().map_or(0, |b| b.first + b.steps),
@@ -119,11 +139,8 @@ impl Running {
             request: index,
             commits: Vec::with_capacity(free.len()),
             remasked: Vec::with_capacity(free.len()),
-            needs: Vec::with_capacity(free.len()),
-            scores: Vec::with_capacity(free.len()),
-            chosen: Vec::with_capacity(free.len()),
             rules,
-            rng,
+            seed: request.seed,
             sequence: request.sequence,
             temperature: request.temperature,
             top_p: request.top_p,
@@ -132,15 +149,17 @@ impl Running {
             noise,
             first_token,
             block: 0,
+            block_masked: blocks.first().map_or(0, |b| b.free.len()),
             strategy,
             step: 0,
             steps,
+            planned: 0,
+            nfe: None,
             committed_at: vec![0; ids.len()],
             log_prob: vec![0.0; ids.len()],
-            nfe: 0,
-            left: free.len(),
             answer,
-            done: free.is_empty(),
+            over: free.is_empty(),
+            complete: false,
             ids,
             masked,
             free,
@@ -148,12 +167,18 @@ impl Running {
         })
     }
 
+    /// Whether the canvas is final: all steps are done, or an early end makes the others pointless.
     pub fn is_done(&self) -> bool {
-        self.done
+        self.over || self.complete
     }
 
+    pub fn rules(&self) -> Rules {
+        self.rules
+    }
+
+    /// Forward passes so far.
     pub fn nfe(&self) -> usize {
-        self.nfe
+        self.nfe.unwrap_or(self.planned)
     }
 
     /// Steps in all.
@@ -161,205 +186,186 @@ impl Running {
         self.steps
     }
 
-    /// The step just done, 1-based.
+    /// The step planned last, 1-based.
     pub fn step_number(&self) -> usize {
         self.step + 1
     }
 
-    /// Moves to the next step that commits something. Call before [`Running::rows`].
-    pub fn advance(&mut self) {
-        self.needs.clear();
-        self.commits.clear();
-        self.remasked.clear();
+    /// Whether the next step can be planned only when it is known what this one committed.
+    pub fn must_look(&self) -> bool {
+        matches!(self.strategy, Strategy::Threshold { .. })
+    }
+
+    /// Where the answer begins, if an end of sequence in it can end the work early: nothing before it is masked, so that
+    /// no later step can change the text. Not under remasking, where everything can still change.
+    pub fn early_end(&self) -> Option<u32> {
+        if !self.stop_at_eos || matches!(self.strategy, Strategy::Counted { remask: true, .. }) {
+            return None;
+        }
+        self.answer.filter(|_| self.rules.eos != NO_TOKEN).map(|start| start as u32)
+    }
+
+    /// Positions by step, for the deck's list; nothing where steps are not known beforehand.
+    pub fn listed(&self) -> &[u32] {
+        match &self.strategy {
+            Strategy::Plan { plan, .. } => plan.positions(),
+            _ => &[],
+        }
+    }
+
+    /// Uniforms that are given instead of drawn.
+    pub fn uniforms(&self) -> Option<&[f32]> {
+        self.noise.as_ref().map(|noise| noise.draws.as_slice())
+    }
+
+    /// How rows are drawn from.
+    pub fn drawing(&self) -> DrawingWords {
+        DrawingWords {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            suppress: self.rules.suppress,
+            confidence: match self.strategy {
+                Strategy::Plan { .. } => Confidence::MaxProb,
+                Strategy::Counted { by, .. } | Strategy::Threshold { by, .. } => by,
+            },
+            seed: self.seed,
+            sequence: self.sequence,
+            uniforms_at: self.noise.as_ref().map(|_| 0),
+        }
+    }
+
+    /// Plans the next step that commits something. `list_at`: where this sequence's positions begin in the list. Where needs and
+    /// rows begin is left to the caller.
+    pub fn plan(&mut self, list_at: u32) -> Planned {
+        let mut planned = Planned { want: Want::default(), rank: None, threshold: None };
+        let want = &mut planned.want;
+        let at = NoiseAddress { seed: self.seed, sequence: self.sequence, ..NoiseAddress::default() };
         match &mut self.strategy {
             Strategy::Plan { plan, next } => {
                 if let Some((step, positions)) = plan.step(*next) {
                     self.step = step as usize;
-                    self.needs.extend_from_slice(positions);
+                    let low = list_at + plan.start_of(*next) as u32;
+                    let needs = positions.len() as u32;
+                    let rowless = positions.iter().filter(|&&p| is_rowless(p, self.rules)).count() as u32;
+                    let kind = WantKind::Listed;
+                    *want = Want { kind, low, high: low + needs, needs, rows: needs - rowless, ..*want };
+                    planned.rank = Some(RankWords { take: needs, ..RankWords::default() });
                     *next += 1;
                 }
+                self.over = *next >= plan.len();
             }
-            Strategy::Counted { schedule, remask, .. } => {
-                if self.nfe > 0 {
+            Strategy::Counted { schedule, noise, remask, .. } => {
+                let (schedule, noise, remask) = (*schedule, *noise, *remask);
+                if self.planned > 0 {
                     self.step += 1;
                 }
                 // Skip steps whose share of commits is none.
                 while let Some(b) = self.blocks.get(self.block) {
                     let over = b.first + b.steps;
-                    let total = b.free.len();
-                    let masked = count_masked(&self.free[b.free.clone()], &self.masked);
-                    if self.step >= over || masked == 0 {
+                    if self.step >= over || self.block_masked == 0 {
                         self.step = self.step.max(over);
                         self.block += 1;
+                        self.block_masked = self.blocks.get(self.block).map_or(0, |b| b.free.len());
                         continue;
                     }
-                    if !*remask || masked == total {
+                    if !remask || self.block_masked == b.free.len() {
                         let done = self.step - b.first;
-                        self.step = b.first + schedule.next_commit(total, masked, done, b.steps);
+                        self.step =
+                            b.first + schedule.next_commit(b.free.len(), self.block_masked, done, b.steps);
                     }
                     break;
                 }
-                let remask = *remask;
-                self.need_block(remask);
-            }
-            Strategy::Threshold { .. } => {
-                self.step = self.nfe;
-                while let Some(b) = self.blocks.get(self.block) {
-                    if count_masked(&self.free[b.free.clone()], &self.masked) > 0 {
-                        break;
-                    }
-                    self.block += 1;
+                if let Some(b) = self.blocks.get(self.block) {
+                    let (n, steps, total) = (self.step - b.first + 1, b.steps, b.free.len());
+                    let already = total - self.block_masked;
+                    let committed = total - schedule.masked_after(total, n, steps);
+                    let share_left = (steps - n.min(steps)) as f32 / steps as f32;
+                    let needs = if remask { total } else { self.block_masked };
+                    let take = if remask { committed } else { committed.saturating_sub(already) }.min(needs);
+                    self.block_masked = if remask { total } else { self.block_masked } - take;
+                    let kind = if remask { WantKind::Free } else { WantKind::Masked };
+                    *want = self.block_want(kind, needs);
+                    let at = NoiseAddress { step: self.step as u32, ..at };
+                    planned.rank =
+                        Some(RankWords { take: take as u32, noise: noise * share_left, remask, at });
                 }
-                self.need_block(false);
+                self.over = self.masked_by_plan() == 0;
+            }
+            Strategy::Threshold { by, tau } => {
+                planned.threshold = Some(threshold_words(*tau, *by == Confidence::MaxProb));
+                self.step = self.planned;
+                *want = self.block_want(WantKind::Masked, self.block_masked);
             }
         }
+        planned.want.step = self.step as u32;
+        self.planned += 1;
+        planned
     }
 
-    /// Needs every masked position of the current block, and with `all` the committed ones too.
-    fn need_block(&mut self, all: bool) {
-        if let Some(b) = self.blocks.get(self.block) {
-            let masked = &self.masked;
-            self.needs
-                .extend(self.free[b.free.clone()].iter().copied().filter(|&p| all || masked[p as usize]));
+    /// Needs `needs` of the current block's positions.
+    fn block_want(&self, kind: WantKind, needs: usize) -> Want {
+        let Some(b) = self.blocks.get(self.block) else { return Want::default() };
+        let low = self.free.get(b.free.start).copied().unwrap_or(0);
+        let high = b.free.end.checked_sub(1).and_then(|last| self.free.get(last)).map_or(0, |&p| p + 1);
+        let needs = needs as u32;
+        Want { kind, low, high, needs, rows: needs, ..Want::default() }
+    }
+
+    /// Masked positions after the steps planned: of the current block and of those after it.
+    fn masked_by_plan(&self) -> usize {
+        self.block_masked + self.later()
+    }
+
+    fn later(&self) -> usize {
+        self.blocks.get(self.block + 1..).unwrap_or(&[]).iter().map(|b| b.free.len()).sum()
+    }
+
+    /// Takes note of how far the sequence is: whether its answer is complete, how many positions are masked.
+    pub fn look(&mut self, complete: bool, left: usize) {
+        self.complete |= complete;
+        if matches!(self.strategy, Strategy::Threshold { .. }) {
+            self.block_masked = left.saturating_sub(self.later());
+            while self.block_masked == 0 && self.block + 1 < self.blocks.len() {
+                self.block += 1;
+                self.block_masked = self.blocks[self.block].free.len();
+            }
+            self.over = left == 0;
         }
     }
 
-    /// The rows whose logits this step needs, ascending.
-    pub fn rows(&self) -> impl Iterator<Item = u32> + '_ {
-        self.needs.iter().filter_map(|&p| shift::row_for(p as usize, self.rules.shift)).map(|r| r as u32)
+    /// Takes note of the canvas, and of what was committed and remasked since the last time.
+    pub fn observe(&mut self, ids: &[u32], masked: &[u32], committed_at: &[u32], log_prob: &[f32]) {
+        self.commits.clear();
+        self.remasked.clear();
+        for i in 0..self.free.len() {
+            let position = self.free[i];
+            let p = position as usize;
+            let (was, is) = (self.masked[p], masked[p] != 0);
+            if !is && (was || self.committed_at[p] != committed_at[p]) {
+                self.commits.push(Commit { position, token: ids[p], log_prob: log_prob[p] });
+            } else if is && !was {
+                self.remasked.push(position);
+            }
+            (self.ids[p], self.masked[p]) = (ids[p], is);
+            (self.committed_at[p], self.log_prob[p]) = (committed_at[p], log_prob[p]);
+        }
     }
 
-    /// How to draw from each of those rows.
-    pub fn params(&self) -> impl Iterator<Item = RowParams> + '_ {
-        let by = match self.strategy {
-            Strategy::Plan { .. } => Confidence::MaxProb,
-            Strategy::Counted { by, .. } | Strategy::Threshold { by, .. } => by,
+    /// Takes note of the number of forward passes that the sequence took part in.
+    pub fn took_part(&mut self, passes: usize) {
+        self.nfe = Some(passes);
+    }
+
+    /// Whether a position is masked that should be a token by now: nothing could be drawn for it.
+    pub fn has_failed(&self) -> bool {
+        let expected = match &self.strategy {
+            Strategy::Plan { plan, next } => plan.positions().len() - plan.start_of(*next),
+            Strategy::Counted { .. } => self.masked_by_plan(),
+            // It always commits something.
+            Strategy::Threshold { .. } => return false,
         };
-        self.needs.iter().filter_map(move |&p| {
-            let row = shift::row_for(p as usize, self.rules.shift)?;
-            let step = self.step as u32;
-            let uniform = match &self.noise {
-                Some(given) => given.draws.get(self.step * self.ids.len() + row).copied().unwrap_or(0.0),
-                None => self.rng.uniform(Purpose::Token, self.sequence, step, p),
-            };
-            let committed = !self.masked[p as usize];
-            Some(RowParams {
-                temperature: self.temperature,
-                top_p: self.top_p,
-                top_k: self.top_k,
-                suppress: self.rules.suppress,
-                uniform,
-                confidence: by,
-                given: if committed { self.ids[p as usize] } else { NO_TOKEN },
-            })
-        })
-    }
-
-    /// Commits (and remasks) by what was drawn from [`Running::rows`].
-    pub fn apply(&mut self, draws: &[RowDraw]) {
-        self.nfe += 1;
-        match self.strategy {
-            Strategy::Plan { .. } => {
-                for at in 0..self.needs.len() {
-                    self.commit(at, draws);
-                }
-            }
-            Strategy::Counted { schedule, noise, remask, .. } => {
-                self.apply_counted(draws, schedule, noise, remask)
-            }
-            Strategy::Threshold { by, tau } => self.apply_threshold(draws, by, tau),
-        }
-        let blocks_over = match &self.strategy {
-            Strategy::Plan { plan, next } => plan.step(*next).is_none(),
-            Strategy::Counted { .. } | Strategy::Threshold { .. } => self.left == 0,
-        };
-        self.done = blocks_over || self.answer_is_complete();
-    }
-
-    /// The draw that belongs to `needs[at]`; none for position 0 under shift.
-    fn draw_at(&self, at: usize, draws: &[RowDraw]) -> Option<RowDraw> {
-        let lost = usize::from(self.needs.first().is_some_and(|&p| self.is_rowless(p)));
-        if self.is_rowless(self.needs[at]) { None } else { draws.get(at - lost).copied() }
-    }
-
-    fn is_rowless(&self, position: u32) -> bool {
-        shift::row_for(position as usize, self.rules.shift).is_none()
-    }
-
-    fn commit(&mut self, at: usize, draws: &[RowDraw]) {
-        let position = self.needs[at];
-        let draw = self.draw_at(at, draws);
-        let (token, log_prob) = draw.map_or((self.first_token, 0.0), |d| (d.token, d.log_prob));
-        let p = position as usize;
-        self.ids[p] = token;
-        self.masked[p] = false;
-        self.committed_at[p] = self.step as u32 + 1;
-        self.log_prob[p] = log_prob;
-        self.left -= 1;
-        self.commits.push(Commit { position, token, log_prob });
-    }
-
-    fn apply_counted(&mut self, draws: &[RowDraw], schedule: Counts, noise: f32, remask: bool) {
-        let Some(b) = self.blocks.get(self.block) else { return };
-        let (n, steps, total) = (self.step - b.first + 1, b.steps, b.free.len());
-        let already = total - count_masked(&self.free[b.free.clone()], &self.masked);
-        let committed = total - schedule.masked_after(total, n, steps);
-        let share_left = (steps - n.min(steps)) as f32 / steps as f32;
-        self.scores.clear();
-        for at in 0..self.needs.len() {
-            let position = self.needs[at];
-            let mut score = match self.draw_at(at, draws) {
-                None => f32::INFINITY,
-                Some(d) if !self.masked[position as usize] => d.given_log_prob,
-                Some(d) => d.confidence,
-            };
-            if noise > 0.0 && share_left > 0.0 {
-                let u = self.rng.uniform(Purpose::Confidence, self.sequence, self.step as u32, position);
-                score += noise * share_left * gumbel(u);
-            }
-            self.scores.push(score);
-        }
-        let take = if remask { committed } else { committed.saturating_sub(already) };
-        most_confident(&self.scores, take, &mut self.chosen);
-        let mut next = 0;
-        for at in 0..self.needs.len() {
-            let p = self.needs[at] as usize;
-            if self.chosen.get(next) == Some(&(at as u32)) {
-                next += 1;
-                if self.masked[p] {
-                    self.commit(at, draws);
-                }
-            } else if !self.masked[p] {
-                self.masked[p] = true;
-                self.ids[p] = self.rules.mask_id;
-                self.left += 1;
-                self.remasked.push(p as u32);
-            }
-        }
-    }
-
-    fn apply_threshold(&mut self, draws: &[RowDraw], by: Confidence, tau: f32) {
-        self.scores.clear();
-        for at in 0..self.needs.len() {
-            self.scores.push(match self.draw_at(at, draws) {
-                None => f32::INFINITY,
-                Some(d) if by == Confidence::MaxProb => d.confidence.exp(),
-                Some(d) => d.confidence,
-            });
-        }
-        above_threshold(&self.scores, tau, &mut self.chosen);
-        for i in 0..self.chosen.len() {
-            self.commit(self.chosen[i] as usize, draws);
-        }
-    }
-
-    /// An end of sequence stands in the answer and nothing before it is masked, so that no later
-    /// step can change the text. Not under remasking, where everything can still change.
-    fn answer_is_complete(&self) -> bool {
-        if !self.stop_at_eos || matches!(self.strategy, Strategy::Counted { remask: true, .. }) {
-            return false;
-        }
-        self.eos_position().is_some_and(|eos| self.masked[..eos].iter().all(|m| !m))
+        !self.complete && self.masked.iter().filter(|m| **m).count() > expected
     }
 
     fn eos_position(&self) -> Option<usize> {
@@ -372,6 +378,7 @@ impl Running {
 
     /// The result; what was never computed (after an early end of sequence) becomes end of sequence.
     pub fn finish(mut self) -> Generation {
+        let nfe = self.nfe();
         let eos = if self.stop_at_eos { self.eos_position() } else { None };
         if let Some(at) = eos {
             for p in at..self.ids.len() {
@@ -388,13 +395,13 @@ impl Running {
             ids: self.ids,
             committed_at: self.committed_at,
             log_prob: self.log_prob,
-            nfe: self.nfe,
+            nfe,
         }
     }
 }
 
-fn count_masked(positions: &[u32], masked: &[bool]) -> usize {
-    positions.iter().filter(|&&p| masked[p as usize]).count()
+fn is_rowless(position: u32, rules: Rules) -> bool {
+    shift::row_for(position as usize, rules.shift).is_none()
 }
 
 /// Cuts the free positions into blocks and shares the steps out, at least one a block.

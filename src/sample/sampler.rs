@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::autoregressive::Decoder;
 use super::request::{Generation, Request, Step};
 use super::running::{GivenNoise, Rules, Running};
-use crate::backend::{Forward, Mask, NO_TOKEN, RowDraw, RowParams, Unmask};
+use super::steps::Steps;
+use crate::backend::{Denoise, Forward, NO_TOKEN};
 use crate::error::{Error, Result};
-use crate::model::{Arena, ArenaSize, Batch, Model};
+use crate::model::{Arena, ArenaSize, Model};
 
 /// How much a [`Sampler`] does at once; its buffers are sized by this, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +31,25 @@ impl Limits {
     }
 }
 
+/// How often an [`Observer`] wants to see the canvases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// After every step: the machine waits for the host each time.
+    EveryStep,
+    /// Now and then, as suits the machine: on a card every few steps, on the CPU after each.
+    Often,
+    /// Not at all. On a card everything is then asked for ahead of time where the number of steps is known.
+    Never,
+}
+
 /// Is told of every step and every finished request. Called from inside the step loop: be quick.
 pub trait Observer: Send {
-    /// After a step of one request. [`ControlFlow::Break`] stops the whole call; requests that are
+    /// How often [`step`](Self::step) is called.
+    fn pace(&self) -> Pace {
+        Pace::EveryStep
+    }
+
+    /// After a step (or several, see [`pace`](Self::pace)) of one request. [`ControlFlow::Break`] stops the whole call; requests that are
     /// not finished then become [`Error::Cancelled`].
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
         let _ = step;
@@ -45,7 +63,11 @@ pub trait Observer: Send {
 }
 
 /// Observes nothing.
-impl Observer for () {}
+impl Observer for () {
+    fn pace(&self) -> Pace {
+        Pace::Never
+    }
+}
 
 /// Generates text with a [`Model`]. Holds every buffer; after its first step a call allocates
 /// nothing until it hands out results.
@@ -73,16 +95,15 @@ impl Observer for () {}
 /// # Ok(())
 /// # }
 /// ```
-pub struct Sampler<B: Forward + Unmask> {
+pub struct Sampler<B: Forward + Denoise> {
     pub(super) model: Arc<Model<B>>,
     pub(super) limits: Limits,
     pub(super) arena: Arena<B>,
-    pub(super) batch: Batch,
-    pub(super) params: Vec<RowParams>,
-    pub(super) draws: Vec<RowDraw>,
+    steps: Steps<B>,
+    pub(super) decoder: Option<Decoder<B>>,
 }
 
-impl<B: Forward + Unmask> Sampler<B> {
+impl<B: Forward + Denoise> Sampler<B> {
     /// A sampler with buffers for `limits`.
     ///
     /// # Errors
@@ -97,9 +118,8 @@ impl<B: Forward + Unmask> Sampler<B> {
         let longest = limits.tokens.min(model.config().max_positions);
         Ok(Self {
             arena: Arena::new(model.backend(), model.config(), size, longest)?,
-            batch: Batch::with_capacity(size, limits.sequences),
-            params: Vec::with_capacity(limits.tokens),
-            draws: Vec::with_capacity(limits.tokens),
+            steps: Steps::new(model.backend(), limits)?,
+            decoder: None,
             model,
             limits,
         })
@@ -166,6 +186,7 @@ impl<B: Forward + Unmask> Sampler<B> {
     ) -> Result<()> {
         let mut running: Vec<Running> = Vec::with_capacity(self.limits.sequences);
         let mut in_flight = 0;
+        let mut composed = false;
         loop {
             while let Some(&next) = waiting.front() {
                 let length = requests[next].canvas.len();
@@ -173,16 +194,24 @@ impl<B: Forward + Unmask> Sampler<B> {
                 if !fits && !running.is_empty() {
                     break;
                 }
-                waiting.pop_front();
                 if results.cancelled {
+                    waiting.pop_front();
                     results.put(next, Err(Error::Cancelled));
                     continue;
                 }
-                match self.admit(next, &requests[next], noise.take()) {
+                // Shift and mask id are one for all that are in flight together.
+                let rules = self.rules(&requests[next]);
+                let others = running.first().map(Running::rules);
+                if others.is_some_and(|others| rules.as_ref().is_ok_and(|own| !own.go_together(others))) {
+                    break;
+                }
+                waiting.pop_front();
+                match rules.and_then(|rules| self.admit(next, &requests[next], rules, noise.take())) {
                     Err(error) => results.put(next, Err(error)),
                     Ok(state) if state.is_done() => results.put(next, Ok(state.finish())),
                     Ok(state) => {
                         in_flight += length;
+                        composed = false;
                         running.push(state);
                     }
                 }
@@ -190,10 +219,21 @@ impl<B: Forward + Unmask> Sampler<B> {
             if running.is_empty() {
                 return Ok(());
             }
-            self.step(&mut running, results)?;
+            if !composed {
+                self.steps.compose(&self.model, &mut self.arena, &running)?;
+                composed = true;
+            }
+            let pace = results.pace();
+            self.steps.ask(&self.model, &mut self.arena, &mut running, pace)?;
+            let watched = pace != Pace::Never;
+            self.steps.look(&self.model, &mut self.arena, &mut running, watched)?;
+            if watched {
+                Steps::<B>::tell(&running, results);
+            }
             let mut at = 0;
             while at < running.len() {
                 if running[at].is_done() || results.cancelled {
+                    composed = false;
                     let state = running.remove(at);
                     in_flight -= state.ids.len();
                     let request = state.request;
@@ -206,10 +246,15 @@ impl<B: Forward + Unmask> Sampler<B> {
         }
     }
 
-    fn admit(&self, index: usize, request: &Request, noise: Option<GivenNoise>) -> Result<Running> {
+    fn admit(
+        &self,
+        index: usize,
+        request: &Request,
+        rules: Rules,
+        noise: Option<GivenNoise>,
+    ) -> Result<Running> {
         self.check_length(request.canvas.len())?;
         self.check_ids(request)?;
-        let rules = self.rules(request)?;
         Running::new(index, request, rules, noise)
     }
 
@@ -279,38 +324,6 @@ impl<B: Forward + Unmask> Sampler<B> {
         let known = mask.filter(|&id| (id as usize) < model.config().vocab_size);
         known.filter(|_| request.suppress_mask.unwrap_or(dedicated)).unwrap_or(NO_TOKEN)
     }
-
-    /// One step of everything in flight: one forward pass, the head and the draws on needed rows only.
-    fn step(&mut self, running: &mut [Running], results: &mut Results<'_>) -> Result<()> {
-        self.batch.clear();
-        self.params.clear();
-        for state in running.iter_mut() {
-            state.advance();
-            self.batch.push(&state.ids, state.rows());
-            self.params.extend(state.params());
-        }
-        self.draws.clear();
-        self.draws.resize(self.params.len(), RowDraw::default());
-        self.model.forward(&self.batch, &mut self.arena, Mask::Full)?;
-        self.model.draw(&self.params, &mut self.arena, &mut self.draws)?;
-        let mut at = 0;
-        for state in running.iter_mut() {
-            let rows = state.rows().count();
-            state.apply(&self.draws[at..at + rows]);
-            at += rows;
-            results.step(Step {
-                request: state.request,
-                step: state.step_number(),
-                steps: state.steps(),
-                nfe: state.nfe(),
-                canvas: &state.ids,
-                masked: &state.masked,
-                committed: &state.commits,
-                remasked: &state.remasked,
-            });
-        }
-        Ok(())
-    }
 }
 
 /// Results in the order of the requests, and the observer who hears of them.
@@ -323,6 +336,10 @@ pub(super) struct Results<'a> {
 impl<'a> Results<'a> {
     fn new(count: usize, observer: &'a mut dyn Observer) -> Self {
         Self { slots: (0..count).map(|_| None).collect(), observer, cancelled: false }
+    }
+
+    pub fn pace(&self) -> Pace {
+        self.observer.pace()
     }
 
     pub fn put(&mut self, request: usize, result: Result<Generation>) {

@@ -2,7 +2,7 @@
 
 use super::{Case, DTYPES, Grid, Rig, Verdict, judge, judge_exact, round};
 use crate::backend::cuda::{Buffer, Device, DeviceMask, Format, Segments};
-use crate::backend::{Backend, Forward, HeadShape, Mask, Rows, Segment};
+use crate::backend::{Backend, HeadShape, Mask, Rows, Segment};
 use crate::diffusion::anneal;
 use crate::element::Dtype;
 use crate::error::{Error, Result};

@@ -13,7 +13,7 @@ use crate::backend::cpu::unmask::UnmaskElement;
 use crate::backend::cpu::{Buffer, Cpu, CpuElement, SimdLevel};
 use crate::backend::{
     Backend, Confidence, Epilogue, Forward, HeadShape, Layout, Mask, NO_TOKEN, RowDraw, RowParams, Rows,
-    Segment, Unmask,
+    Segment,
 };
 use crate::config::{Activation, NormKind};
 use crate::element::{Dtype, Element, StoredTensor};

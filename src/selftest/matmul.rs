@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Case, DTYPES, Grid, Rig, Verdict, judge, judge_exact, round};
 use crate::backend::cuda::{Buffer, Device, LinearEpilogue, Matrix, Tile};
-use crate::backend::{Backend, Epilogue, Forward, Layout, Rows};
+use crate::backend::{Backend, Epilogue, Layout, Rows};
 use crate::config::Activation;
 use crate::element::{Dtype, StoredTensor};
 use crate::error::Result;

@@ -2,7 +2,7 @@
 
 use lacuna::Error;
 use lacuna::backend::cpu::{Cpu, CpuElement, SimdLevel};
-use lacuna::backend::{Forward, HeadShape, Mask, Rows, Segment};
+use lacuna::backend::{HeadShape, Mask, Rows, Segment};
 
 use crate::naive;
 use crate::support::*;

@@ -2,7 +2,7 @@
 
 use lacuna::Error;
 use lacuna::backend::cpu::{Cpu, CpuElement};
-use lacuna::backend::{Backend, Epilogue, Forward, Layout, Rows};
+use lacuna::backend::{Backend, Epilogue, Layout, Rows};
 use lacuna::config::Activation;
 use lacuna::element::{Dtype, StoredTensor};
 

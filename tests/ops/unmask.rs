@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use lacuna::Error;
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cpu::unmask::{keep_mask, unmask_rows};
-use lacuna::backend::{Backend, Confidence, NO_TOKEN, RowDraw, RowParams, Unmask};
+use lacuna::backend::{Backend, Confidence, NO_TOKEN, RowDraw, RowParams};
 use lacuna::rng::{Purpose, Rng};
 use proptest::prelude::*;
 use statrs::distribution::{ChiSquared, ContinuousCDF};

@@ -4,6 +4,41 @@ use super::check;
 use crate::backend::{Mask, Segment};
 use crate::error::Result;
 
+/// A [`Mask`] with its own memory.
+#[derive(Clone, Debug)]
+pub enum OwnedMask {
+    Full,
+    Causal,
+    Annealed { words: Vec<u32>, stride: usize },
+    Explicit { allow: Vec<u8>, len: usize, shared: bool },
+}
+
+impl From<Mask<'_>> for OwnedMask {
+    fn from(mask: Mask<'_>) -> Self {
+        match mask {
+            Mask::Full => OwnedMask::Full,
+            Mask::Causal => OwnedMask::Causal,
+            Mask::Annealed { words, stride } => OwnedMask::Annealed { words: words.to_vec(), stride },
+            Mask::Explicit { allow, len, shared } => {
+                OwnedMask::Explicit { allow: allow.to_vec(), len, shared }
+            }
+        }
+    }
+}
+
+impl<'a> From<&'a OwnedMask> for Mask<'a> {
+    fn from(mask: &'a OwnedMask) -> Self {
+        match mask {
+            OwnedMask::Full => Mask::Full,
+            OwnedMask::Causal => Mask::Causal,
+            OwnedMask::Annealed { words, stride } => Mask::Annealed { words, stride: *stride },
+            OwnedMask::Explicit { allow, len, shared } => {
+                Mask::Explicit { allow, len: *len, shared: *shared }
+            }
+        }
+    }
+}
+
 /// The mask says something about every query and key of a segment.
 pub(super) fn check(mask: Mask<'_>, index: usize, segment: &Segment, positions: &[u32]) -> Result<()> {
     const OP: &str = "attention";

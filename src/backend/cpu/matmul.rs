@@ -41,6 +41,7 @@ impl<E: CpuElement> Cpu<E> {
     pub(super) fn linear_impl(
         &self,
         x: &Buffer<E>,
+        at: usize,
         rows: usize,
         weight: &Matrix,
         outputs: Range<usize>,
@@ -55,7 +56,8 @@ impl<E: CpuElement> Cpu<E> {
             return Err(Error::Shape { op: OP, what: "columns of the weight", expected, got });
         }
         let n = outputs.len();
-        check::at_least(OP, "x", check::product(OP, "x", rows, k)?, x.len())?;
+        let x_end = check::product(OP, "x", rows, k)?.saturating_add(at);
+        check::at_least(OP, "x", x_end, x.len())?;
         check::placed(OP, "out", out_rows, rows, n, out.len(), true)?;
         if let Some(bias) = epilogue.bias {
             check::equal(OP, "bias", weight.outputs(), bias.len())?;
@@ -66,6 +68,7 @@ impl<E: CpuElement> Cpu<E> {
         if rows == 0 || n == 0 {
             return Ok(());
         }
+        let x = &x.as_slice()[at..x_end];
 
         let units = Cut::new(n, UNIT).parts;
         let row_blocks = Cut::new(rows, ROW_BLOCK);
@@ -82,7 +85,7 @@ impl<E: CpuElement> Cpu<E> {
             let columns = UNIT * groups.start(group)..(UNIT * groups.start(group + 1)).min(n);
             let part = Block {
                 isa: self.shared.isa,
-                x: &x.as_slice()[first * k..end * k],
+                x: &x[first * k..end * k],
                 rows: end - first,
                 weight: Weight::new(weight, outputs.start),
                 columns,

@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod buffer;
 mod check;
+mod denoise;
 mod embedding;
 mod few;
 mod forward;
@@ -22,15 +23,17 @@ pub mod unmask;
 mod weight;
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
 pub use buffer::Buffer;
+pub use mask::OwnedMask;
 pub use simd::{CpuElement, SimdLevel};
 use simd::{Isa, Kernel};
+use unmask::UnmaskElement;
 
-use super::{Backend, Layout};
+use super::{Backend, Layout, Mask, Segment, SegmentBounds};
 use crate::element::StoredTensor;
 use crate::error::{Error, Result};
 
@@ -48,6 +51,7 @@ struct Inner<E: CpuElement> {
     isa: Isa,
     /// Working memory of each thread of the pool.
     scratch: Vec<Mutex<Buffer<E>>>,
+    ranking: Mutex<denoise::Ranking>,
 }
 
 /// Numbers of working memory a thread has. What an operation does not touch costs nothing.
@@ -101,7 +105,7 @@ impl<E: CpuElement> Cpu<E> {
         let scratch = (0..pool.current_num_threads())
             .map(|_| Buffer::zeroed(SCRATCH).map(Mutex::new))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { shared: Arc::new(Inner { pool, isa, scratch }) })
+        Ok(Self { shared: Arc::new(Inner { pool, isa, scratch, ranking: Mutex::default() }) })
     }
 
     /// Threads in the pool.
@@ -143,6 +147,10 @@ impl<E: CpuElement> Cpu<E> {
         }
     }
 
+    fn ranking(&self) -> MutexGuard<'_, denoise::Ranking> {
+        self.shared.ranking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs `kernel` compiled for this backend's instruction set.
     #[inline]
     fn dispatch<K: Kernel<E>>(&self, kernel: K) -> K::Out {
@@ -180,11 +188,35 @@ impl Matrix {
     }
 }
 
+/// Copies `src` to the start of `dst`.
+fn write<T: bytemuck::Pod>(op: &'static str, dst: &mut Buffer<T>, src: &[T]) -> Result<()> {
+    let got = dst.len();
+    let Some(head) = dst.as_mut_slice().get_mut(..src.len()) else {
+        return Err(Error::Shape { op, what: "numbers of the buffer", expected: src.len(), got });
+    };
+    head.copy_from_slice(src);
+    Ok(())
+}
+
+/// Copies numbers of `src` from number `at` on.
+fn read<T: bytemuck::Pod>(op: &'static str, src: &Buffer<T>, at: usize, dst: &mut [T]) -> Result<()> {
+    let range = at..at.saturating_add(dst.len());
+    let Some(part) = src.as_slice().get(range.clone()) else {
+        return Err(Error::Shape { op, what: "buffer", expected: range.end, got: src.len() });
+    };
+    dst.copy_from_slice(part);
+    Ok(())
+}
+
 impl<E: CpuElement> Backend for Cpu<E> {
     type Elem = E;
     type Buffer = Buffer<E>;
     type Index = Buffer<u32>;
+    type Floats = Buffer<f32>;
     type Matrix = Matrix;
+    type Segments = Vec<Segment>;
+    type Mask = OwnedMask;
+    type Recording = std::convert::Infallible;
 
     fn alloc(&self, len: usize) -> Result<Buffer<E>> {
         Buffer::zeroed(len)
@@ -198,26 +230,32 @@ impl<E: CpuElement> Backend for Cpu<E> {
         Buffer::zeroed(len)
     }
 
+    fn alloc_floats(&self, len: usize) -> Result<Buffer<f32>> {
+        Buffer::zeroed(len)
+    }
+
     fn capacity(&self, buffer: &Buffer<E>) -> usize {
         buffer.len()
     }
 
     fn write_index(&self, dst: &mut Buffer<u32>, src: &[u32]) -> Result<()> {
-        let got = dst.len();
-        let Some(head) = dst.as_mut_slice().get_mut(..src.len()) else {
-            return Err(Error::Shape { op: "write_index", what: "index", expected: src.len(), got });
-        };
-        head.copy_from_slice(src);
-        Ok(())
+        write("write_index", dst, src)
+    }
+
+    fn write_floats(&self, dst: &mut Buffer<f32>, src: &[f32]) -> Result<()> {
+        write("write_floats", dst, src)
     }
 
     fn read(&self, src: &Buffer<E>, at: usize, dst: &mut [E]) -> Result<()> {
-        let range = at..at.saturating_add(dst.len());
-        let Some(part) = src.as_slice().get(range.clone()) else {
-            return Err(Error::Shape { op: "read", what: "buffer", expected: range.end, got: src.len() });
-        };
-        dst.copy_from_slice(part);
-        Ok(())
+        read("read", src, at, dst)
+    }
+
+    fn read_index(&self, src: &Buffer<u32>, at: usize, dst: &mut [u32]) -> Result<()> {
+        read("read_index", src, at, dst)
+    }
+
+    fn read_floats(&self, src: &Buffer<f32>, at: usize, dst: &mut [f32]) -> Result<()> {
+        read("read_floats", src, at, dst)
     }
 
     fn matrix(&self, tensor: &StoredTensor, layout: Layout) -> Result<Matrix> {
@@ -242,6 +280,32 @@ impl<E: CpuElement> Backend for Cpu<E> {
 
     fn copied_bytes(&self, _matrix: &Matrix) -> usize {
         0
+    }
+
+    fn alloc_segments(&self, sequences: usize) -> Result<Vec<Segment>> {
+        Ok(Vec::with_capacity(sequences))
+    }
+
+    fn write_segments(&self, dst: &mut Vec<Segment>, segments: &[Segment]) -> Result<()> {
+        dst.clear();
+        dst.extend_from_slice(segments);
+        Ok(())
+    }
+
+    fn bound_segments(&self, _: &mut Vec<Segment>, _: SegmentBounds) -> Result<()> {
+        Ok(())
+    }
+
+    fn mask(&self, mask: Mask<'_>) -> Result<OwnedMask> {
+        Ok(mask.into())
+    }
+
+    fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<Option<Self::Recording>> {
+        Ok(None)
+    }
+
+    unsafe fn replay(&self, recording: &Self::Recording) -> Result<()> {
+        match *recording {}
     }
 
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {

@@ -15,22 +15,70 @@ mod row;
 
 pub use passes::UnmaskElement;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::{Cpu, CpuElement};
-use crate::backend::unmask::check_vocab;
-use crate::backend::{Backend, RowDraw, RowParams, Unmask};
+use super::{Buffer, Cpu, CpuElement};
+use crate::backend::unmask::{check_vocab, row_of_words};
+use crate::backend::{Backend, RowDraw, RowNoise, RowParams, UNMASK_WORDS, Unmask};
 use crate::error::{Error, Result};
+use crate::rng::{Purpose, Rng};
 
 impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
+    type Draws = Buffer<RowDraw>;
+
+    fn alloc_draws(&self, rows: usize) -> Result<Self::Draws> {
+        Buffer::zeroed(rows)
+    }
+
     fn unmask(
         &self,
         logits: &Self::Buffer,
+        vocab: usize,
+        rows: Range<usize>,
+        params: &Self::Index,
+        out: &mut Self::Draws,
+    ) -> Result<()> {
+        let (params, _) = params.as_slice().as_chunks::<UNMASK_WORDS>();
+        let got = params.len().min(out.len());
+        let (Some(params), Some(out)) = (params.get(rows.clone()), out.as_mut_slice().get_mut(rows.clone()))
+        else {
+            return Err(Error::Shape { op: "unmask", what: "draws", expected: rows.end, got });
+        };
+        self.run(|| unmask_each(logits.as_slice(), vocab, params, of_words, out))
+    }
+
+    fn read_draws(&self, draws: &Self::Draws, out: &mut [RowDraw]) -> Result<()> {
+        super::read("read_draws", draws, 0, out)
+    }
+}
+
+impl<E: CpuElement + UnmaskElement> Cpu<E> {
+    /// [`unmask_rows`] on this backend's threads.
+    ///
+    /// # Errors
+    /// Those of [`unmask_rows`].
+    pub fn unmask(
+        &self,
+        logits: &Buffer<E>,
         vocab: usize,
         params: &[RowParams],
         out: &mut [RowDraw],
     ) -> Result<()> {
         self.run(|| unmask_rows(logits.as_slice(), vocab, params, out))
+    }
+}
+
+/// A row's parameters, its uniform number drawn.
+fn of_words(words: &[u32; UNMASK_WORDS]) -> Result<RowParams> {
+    match row_of_words(words) {
+        Some((params, RowNoise::Given)) => Ok(params),
+        Some((params, RowNoise::Philox(at))) => {
+            let uniform = Rng::new(at.seed).uniform(Purpose::Token, at.sequence, at.step, at.position);
+            Ok(RowParams { uniform, ..params })
+        }
+        _ => Err(Error::request("unmask: the CPU draws by a uniform number, not by Gumbel noise")),
     }
 }
 
@@ -54,6 +102,17 @@ pub fn unmask_rows<E: UnmaskElement>(
     params: &[RowParams],
     out: &mut [RowDraw],
 ) -> Result<()> {
+    unmask_each(logits, vocab, params, |params| Ok(*params), out)
+}
+
+/// [`unmask_rows`] with parameters in another form.
+fn unmask_each<E: UnmaskElement, P: Sync>(
+    logits: &[E],
+    vocab: usize,
+    params: &[P],
+    meaning: impl Fn(&P) -> Result<RowParams> + Sync,
+    out: &mut [RowDraw],
+) -> Result<()> {
     check_vocab(vocab)?;
     if out.len() != params.len() {
         return Err(Error::Shape { op: "unmask", what: "draws", expected: params.len(), got: out.len() });
@@ -73,7 +132,7 @@ pub fn unmask_rows<E: UnmaskElement>(
         .zip_eq(&mut *out)
         .enumerate()
         .filter_map(|(r, ((row, params), out))| {
-            *out = match E::with_scratch(|scratch| scratch.draw(row, r, params)) {
+            *out = match meaning(params).and_then(|p| E::with_scratch(|scratch| scratch.draw(row, r, &p))) {
                 Ok(draw) => draw,
                 Err(error) => return Some((r, error)),
             };

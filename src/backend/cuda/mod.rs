@@ -22,13 +22,14 @@ mod rope;
 pub mod simt;
 mod unmask;
 
+pub use super::{NoiseAddress, RowNoise, UNMASK_WORDS, unmask_words};
 pub use attention::{DeviceMask, Segments};
 pub use commit::{Canvas, Needs, RANK_WORDS, Record, THRESHOLD_WORDS, rank_words, threshold_words};
 pub(crate) use device::kernel_for;
 pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 pub(crate) use matmul::Tile;
 pub use matmul::{LinearEpilogue, Matrix};
-pub use unmask::{Draws, NoiseAddress, RowNoise, UNMASK_WORDS, UnmaskVariant, unmask_words};
+pub use unmask::{Draws, UnmaskVariant};
 
 use crate::error::{Error, Result};
 

@@ -2,8 +2,8 @@
 
 use super::kernel_for;
 use super::{Buffer, Cuda, Device, Format, Launch, product};
+use crate::backend::UNMASK_WORDS;
 use crate::backend::unmask::check_vocab;
-use crate::backend::{Confidence, RowParams};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 
@@ -12,66 +12,6 @@ const THREADS: u32 = 512;
 /// Bytes of shared memory beside the row (`UNMASK_WORK_BYTES` in the kernel file), and of the packs that a streaming row keeps.
 const WORK_BYTES: usize = 10_560;
 const STREAMING_BYTES: usize = 3 * 16;
-
-/// Words of one row's parameters in device memory.
-pub const UNMASK_WORDS: usize = 12;
-
-/// Where a row's random numbers come from in the generator: see [`crate::rng`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoiseAddress {
-    pub seed: u64,
-    pub sequence: u32,
-    pub step: u32,
-    pub position: u32,
-}
-
-/// How the kernel comes to a token at a temperature above 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowNoise {
-    /// By [`RowParams::uniform`].
-    Given,
-    /// By the uniform number at this address with [`Purpose::Token`](crate::rng::Purpose::Token), drawn in the kernel.
-    Philox(NoiseAddress),
-    /// By Gumbel noise on the logits at this address with [`Purpose::Gumbel`](crate::rng::Purpose::Gumbel): the same
-    /// distribution, other tokens. `cuda/unmask.cu` defines it to the bit.
-    Gumbel(NoiseAddress),
-}
-
-/// One row's parameters as the kernel reads them. Of `params`, `uniform` is not looked at under
-/// [`RowNoise::Philox`] and [`RowNoise::Gumbel`], but it must be in range.
-///
-/// # Errors
-/// Those of [`RowParams::check`], and [`Error::Shape`] for a vocabulary of 0 or of 2^24 and more.
-pub fn unmask_words(vocab: usize, params: &RowParams, noise: RowNoise) -> Result<[u32; UNMASK_WORDS]> {
-    check_vocab(vocab)?;
-    params.check(vocab)?;
-    let confidence = match params.confidence {
-        Confidence::MaxProb => 0,
-        Confidence::Entropy => 1,
-        Confidence::Margin => 2,
-    };
-    let nowhere = NoiseAddress { seed: 0, sequence: 0, step: 0, position: 0 };
-    let (mode, at) = match noise {
-        RowNoise::Given => (0, nowhere),
-        RowNoise::Philox(at) => (1, at),
-        RowNoise::Gumbel(at) => (2, at),
-    };
-    Ok([
-        params.temperature.to_bits(),
-        params.top_p.to_bits(),
-        params.top_k,
-        params.suppress,
-        params.given,
-        confidence | mode << 8,
-        // -0 counts as 0.
-        params.uniform.abs().to_bits(),
-        at.seed as u32,
-        (at.seed >> 32) as u32,
-        at.sequence,
-        at.step,
-        at.position,
-    ])
-}
 
 /// What was drawn from rows of logits: a number a row in each buffer.
 #[derive(Debug)]
