@@ -21,7 +21,7 @@
 //                   Shared memory: RankWork and 8 bytes a need, `longest` at most in a sequence (one with more is left as it is).
 // commit_threshold  words [sequences, 2] (ThresholdWord): commits each masked need whose score is above tau, the best one if there
 //                   is none. Score: confidence, or with `exp` its exponential. Shared memory: 64 bytes.
-// commit_answer     = of each sequence: eos_at, the first position (counted in the sequence) from answers[s] on where
+// commit_answer     out [3, sequences] = of each sequence: the first position (counted in the sequence) from answers[s] on where
 //                   eos[s] stands committed, else 0xffffffff; complete, whether there is one and nothing before it is masked; left, the
 //                   number of masked positions. answers or eos 0xffffffff: none. Shared memory: 64 bytes.
 #include "common/philox.cuh"
@@ -248,7 +248,7 @@ KERNEL(COMMIT_THREADS, 4, commit_threshold,
 
 KERNEL(COMMIT_THREADS, 4, commit_answer,
        (const uint32_t* ids, const uint32_t* masked, const uint32_t* starts, unsigned tokens, const uint32_t* answers,
-        const uint32_t* eos, uint32_t* eos_at, uint32_t* complete, uint32_t* left)) {
+        const uint32_t* eos, uint32_t* out)) {
   DYN_SMEM(uint32_t, scratch);
   const uint32_t s = blockIdx.x, begin = starts[s];
   const uint32_t end = starts[s + 1] <= tokens && begin <= starts[s + 1] ? starts[s + 1] : begin;
@@ -266,7 +266,7 @@ KERNEL(COMMIT_THREADS, 4, commit_answer,
   hidden = block_reduce(hidden, Min(), NONE, scratch);
   count = block_reduce(count, Sum(), 0u, scratch);
   if (threadIdx.x != 0) return;
-  eos_at[s] = found;
-  complete[s] = found != NONE && hidden > found ? 1 : 0;
-  left[s] = count;
+  out[s] = found;
+  out[gridDim.x + s] = found != NONE && hidden > found ? 1 : 0;
+  out[2 * gridDim.x + s] = count;
 }

@@ -85,6 +85,11 @@ fn unmask() {
 }
 
 #[test]
+fn needs() {
+    run("needs");
+}
+
+#[test]
 fn commit() {
     run("commit");
 }

@@ -171,6 +171,8 @@ impl Stage {
 pub struct StepShape {
     /// Rows to write: those wanted, and idle ones after them.
     pub rows: usize,
+    /// The wanted rows are not all rows of the canvases in order.
+    pub some: bool,
     /// Most rows of a sequence, rounded.
     pub longest: usize,
     /// Most needs of a sequence that ranks, rounded.

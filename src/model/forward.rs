@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub struct Pass {
     pub tokens: usize,
     pub rows: usize,
+    /// The wanted rows are not all rows in order.
+    pub some: bool,
 }
 
 impl<B: Forward> Model<B> {
@@ -50,7 +52,8 @@ impl<B: Forward> Model<B> {
         arena.admit(batch)?;
         self.check_ids(batch)?;
         let (be, inputs) = (&self.backend, &mut arena.inputs);
-        let pass = Pass { tokens: batch.tokens(), rows: batch.rows() };
+        let (tokens, rows) = (batch.tokens(), batch.rows());
+        let pass = Pass { tokens, rows, some: rows < tokens };
         if pass.tokens == 0 || pass.rows == 0 {
             return Ok(pass);
         }
@@ -79,7 +82,7 @@ impl<B: Forward> Model<B> {
         mut cache: Option<&mut KvCache<B>>,
     ) -> Result<()> {
         let (config, params, be) = (&self.config, &*self.parameters, &self.backend);
-        let Pass { tokens, rows } = pass;
+        let Pass { tokens, rows, some } = pass;
         if tokens == 0 || rows == 0 {
             return Ok(());
         }
@@ -96,13 +99,13 @@ impl<B: Forward> Model<B> {
         for (n, layer) in params.layers.iter().enumerate() {
             let kv = cache.as_deref_mut().map(|c| &mut c.layers[n]);
             let last = n + 1 == params.layers.len();
-            if last && rows < tokens {
+            if last && some {
                 self.last_block(layer, pass, arena, mask, kv)?;
             } else {
                 self.block(layer, tokens, arena, mask, kv)?;
             }
         }
-        let partial = rows < tokens && !params.layers.is_empty();
+        let partial = some && !params.layers.is_empty();
         let x = if partial { &arena.picked } else { &arena.x };
         norm(be, config, &params.norm, x, rows, &mut arena.hidden)
     }
@@ -176,7 +179,7 @@ impl<B: Forward> Model<B> {
     fn last_block(
         &self,
         layer: &Layer<B>,
-        Pass { tokens, rows }: Pass,
+        Pass { tokens, rows, .. }: Pass,
         arena: &mut Arena<B>,
         mask: &B::Mask,
         kv: Option<&mut B::Buffer>,

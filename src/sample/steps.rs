@@ -236,6 +236,7 @@ impl<B: Forward + Denoise> Steps<B> {
         }
         words[layout.rank_starts() + running.len()] = ranked;
         words[layout.threshold_starts() + running.len()] = thresholds;
+        shape.some = shape.rows < self.deck.tokens;
         shape.rows = be.round_rows(shape.rows).min(self.deck.tokens).max(shape.rows);
         // Tiles of queries are of 64 rows at least.
         shape.longest = shape.longest.next_multiple_of(64);
@@ -358,7 +359,7 @@ fn step<B: Forward + Denoise>(
     let be = model.backend();
     be.stage_step(deck, steps)?;
     be.select_needs(deck, arena.inputs(), shape)?;
-    model.pass(Pass { tokens: deck.tokens, rows: shape.rows }, arena, mask, None)?;
+    model.pass(Pass { tokens: deck.tokens, rows: shape.rows, some: shape.some }, arena, mask, None)?;
     model.draw_rows(shape.rows, arena, &deck.params, &mut deck.draws)?;
     be.commit(deck, arena.inputs(), shape)
 }

@@ -1,10 +1,8 @@
 //! Cases of `cuda/commit.cu`: against `diffusion::reveal` on random canvases and draws, exactly.
 
 use super::{Case, Grid, Random, Rig, Verdict, judge_exact};
-use crate::backend::NO_TOKEN;
-use crate::backend::cuda::{
-    Buffer, Canvas, Device, Draws, Format, Needs, NoiseAddress, Record, rank_words, threshold_words,
-};
+use crate::backend::cuda::{Buffer, Canvas, Device, Draws, Format, Needs, Record};
+use crate::backend::{NO_TOKEN, NoiseAddress, RankWords, threshold_words};
 use crate::diffusion::reveal::{above_threshold, gumbel, most_confident};
 use crate::diffusion::shift;
 use crate::element::Dtype;
@@ -244,7 +242,7 @@ fn ranked<D: Device>(rig: &Rig<'_, D>, lengths: &[usize]) -> Result<Verdict> {
             let take = [0, 1, random.below(drawn.len() + 1), drawn.len(), drawn.len() + 3][random.below(5)];
             let noise = if random.below(2) == 0 { 0.0 } else { random.number().abs() as f32 };
             let at = NoiseAddress { seed: random.bits(), sequence: 11 + s as u32, step: 4, position: 0 };
-            words.push(rank_words(take as u32, noise, turn > 0, at));
+            words.push(RankWords { take: take as u32, noise, remask: turn > 0, at }.words());
             let rng = Rng::new(at.seed);
             let scores: Vec<f32> = drawn
                 .iter()
@@ -343,13 +341,8 @@ fn answer<D: Device>(rig: &Rig<'_, D>, lengths: &[usize]) -> Result<Verdict> {
     }
     let device = rig.device();
     let (answers, eos) = (Buffer::of(device, Format::U32, &answers)?, Buffer::of(device, Format::U32, &eos)?);
-    let poisoned = || rig.poisoned(Format::U32, lengths.len());
-    let mut got = [poisoned()?, poisoned()?, poisoned()?];
-    let [eos_at, complete, left] = &mut got;
-    let verdict = OnDevice::new(device, &host)?.judge(device, &host, |_, _, canvas| {
-        rig.cuda.commit_answer(canvas, &answers, &eos, eos_at, complete, left)
-    })?;
-    got.iter().zip(&expected).try_fold(verdict, |verdict, (got, expected)| {
-        Ok(verdict.and(judge_exact(&got.to_vec::<u32>(device)?, expected)))
-    })
+    let mut got = rig.poisoned(Format::U32, 3 * lengths.len())?;
+    let verdict = OnDevice::new(device, &host)?
+        .judge(device, &host, |_, _, canvas| rig.cuda.commit_answer(canvas, &answers, &eos, &mut got))?;
+    Ok(verdict.and(judge_exact(&got.to_vec::<u32>(device)?, &expected.concat())))
 }

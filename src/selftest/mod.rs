@@ -16,6 +16,7 @@ mod embedding;
 mod head;
 mod mask;
 mod matmul;
+mod needs;
 mod norm;
 mod probe;
 mod rope;
@@ -125,6 +126,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         head::cases(grid),
         compact::cases(grid),
         unmask::cases(grid),
+        needs::cases(grid),
         commit::cases(grid),
     ];
     all.into_iter()

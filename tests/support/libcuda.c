@@ -112,6 +112,14 @@ unsigned cuMemAlloc_v2(uint64_t *p, size_t n) {
 }
 unsigned cuMemFree_v2(uint64_t p) { NEEDS_CONTEXT; NOT_WHILE_CAPTURING; allocations--; free((void *)(uintptr_t)p); return OK; }
 unsigned cuMemGetInfo_v2(size_t *available, size_t *total) { NEEDS_CONTEXT; *available = 1000; *total = 1 << 30; return OK; }
+unsigned cuMemHostAlloc(void **p, size_t n, unsigned flags) {
+  NEEDS_CONTEXT; NOT_WHILE_CAPTURING;
+  if (flags) return INVALID_VALUE;
+  allocations++;
+  *p = malloc(n);
+  return OK;
+}
+unsigned cuMemFreeHost(void *p) { NEEDS_CONTEXT; NOT_WHILE_CAPTURING; allocations--; free(p); return OK; }
 unsigned cuMemcpyHtoDAsync_v2(uint64_t d, const void *h, size_t n, void *s) {
   NEEDS_CONTEXT; NOT_WHILE_CAPTURING;
   memcpy((void *)(uintptr_t)d, h, n);
@@ -165,7 +173,7 @@ unsigned cuGraphLaunch(void *e, void *s) {
   return s == &streams ? OK : INVALID_VALUE;
 }
 
-unsigned cuEventCreate(void **e, unsigned flags) { NEEDS_CONTEXT; events++; *e = &events; return flags ? INVALID_VALUE : OK; }
+unsigned cuEventCreate(void **e, unsigned flags) { NEEDS_CONTEXT; events++; *e = &events; return flags & ~2u ? INVALID_VALUE : OK; }
 unsigned cuEventRecord(void *e, void *s) { NEEDS_CONTEXT; NOT_WHILE_CAPTURING; return e == &events && s == &streams ? OK : INVALID_VALUE; }
 unsigned cuEventSynchronize(void *e) { NEEDS_CONTEXT; (void)e; return OK; }
 unsigned cuEventElapsedTime(float *ms, void *a, void *b) { NEEDS_CONTEXT; (void)a; (void)b; *ms = 1.5f; return OK; }

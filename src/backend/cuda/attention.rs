@@ -1,7 +1,7 @@
 //! Launches of `cuda/attention_fwd.cu` and `cuda/attention_fwd_f32.cu`.
 
 use super::{Buffer, Cuda, Device, Format, Launch, product};
-use crate::backend::{HeadShape, Rows, Segment};
+use crate::backend::{HeadShape, Rows, Segment, SegmentBounds};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 
@@ -59,6 +59,40 @@ impl<D: Device> Segments<D> {
         Ok(this)
     }
 
+    /// Room for `sequences` sequences; none yet.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn with_room(device: &D, sequences: usize) -> Result<Self> {
+        let mut this = Self::new(device, &[])?;
+        this.places = Buffer::new(device, Format::U32, 4 * sequences.max(1))?;
+        this.scratch.reserve(sequences);
+        Ok(this)
+    }
+
+    /// For places that a kernel writes: how far they may reach. Not all rows below `q_rows` need be a sequence's.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there is no room for so many sequences, or a row number is about 2^31 or more.
+    pub fn bound(&mut self, bounds: SegmentBounds) -> Result<()> {
+        let SegmentBounds { sequences, queries, q_rows, keys, k_rows } = bounds;
+        if 4 * sequences > self.places.len() {
+            let (expected, got) = (self.places.len() / 4, sequences);
+            return Err(Error::Shape { op: OP, what: "sequences, at most", expected, got });
+        }
+        (self.q_rows, self.k_rows) = (end("query rows", q_rows, 0)?, end("key rows", k_rows, 0)?);
+        (self.sequences, self.masked, self.queries, self.keys) = (sequences, sequences, queries, keys);
+        // About as many as there may be.
+        self.tiles = [SMALL, LARGE].map(|tile| q_rows.div_ceil(tile).max(sequences));
+        self.whole = false;
+        Ok(())
+    }
+
+    /// Where a kernel writes places: `[room, 4]` U32.
+    pub(super) fn places_mut(&mut self) -> &mut Buffer<D> {
+        &mut self.places
+    }
+
     /// Other sequences in the same memory, which moves only when they are more than ever before. On an error it holds no
     /// sequences.
     ///
@@ -94,7 +128,7 @@ impl<D: Device> Segments<D> {
         if 4 * segments.len() > self.places.len() {
             self.places = Buffer::new(device, Format::U32, 4 * segments.len())?;
         }
-        self.places.write(device, 0, bytemuck::cast_slice::<[u32; 4], u32>(&self.scratch))?;
+        self.places.send(device, 0, bytemuck::cast_slice::<[u32; 4], u32>(&self.scratch))?;
         (self.sequences, self.masked, self.queries, self.keys) = (segments.len(), masked, queries, keys);
         (self.q_rows, self.k_rows, self.tiles, self.whole) = (q_rows, k_rows, tiles, whole);
         Ok(())

@@ -1,6 +1,7 @@
 //! Launches of `cuda/commit.cu`.
 
-use super::{Buffer, Cuda, Device, Draws, Format, Launch, NoiseAddress, product};
+use super::{Buffer, Cuda, Device, Draws, Format, Launch, product};
+use crate::backend::{RANK_WORDS, THRESHOLD_WORDS};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 
@@ -9,24 +10,6 @@ const THREADS: u32 = 256;
 /// Bytes of shared memory for ranking, beside 8 a need (`RANK_WORK_BYTES` in the kernel file), and for sums over a block.
 const RANK_WORK_BYTES: usize = 4176;
 const SUM_BYTES: usize = 8 * THREADS as usize / 32;
-
-/// Words of one sequence's [`rank_words`] and [`threshold_words`] in device memory.
-pub const RANK_WORDS: usize = 8;
-pub const THRESHOLD_WORDS: usize = 2;
-
-/// How many of a sequence's needs are to be tokens after a step: the `take` with the greatest scores, each score with
-/// `noise` times standard Gumbel noise on it ([`Purpose::Confidence`](crate::rng::Purpose::Confidence) at `at`, whose position
-/// is not looked at: it is the need's own). With `remask`, tokens that are not among them become masks again.
-pub fn rank_words(take: u32, noise: f32, remask: bool, at: NoiseAddress) -> [u32; RANK_WORDS] {
-    let (low, high) = (at.seed as u32, (at.seed >> 32) as u32);
-    [take, noise.to_bits(), u32::from(remask), low, high, at.sequence, at.step, 0]
-}
-
-/// Commit what scores above `tau`; with `exponential`, the score is the confidence's exponential (a probability, where the
-/// confidence is its logarithm).
-pub fn threshold_words(tau: f32, exponential: bool) -> [u32; THRESHOLD_WORDS] {
-    [tau.to_bits(), u32::from(exponential)]
-}
 
 /// Canvases in device memory: packed sequences.
 #[derive(Debug)]
@@ -107,7 +90,7 @@ impl<D: Device> Cuda<D> {
         unsafe { self.device.launch(&launch) }
     }
 
-    /// Of each sequence's needs, makes those with the greatest scores tokens: see [`rank_words`], U32 `[sequences, 8]`. The score
+    /// Of each sequence's needs, makes those with the greatest scores tokens: see [`RankWords`](crate::backend::RankWords), U32 `[sequences, 8]`. The score
     /// is the confidence drawn where a mask stands and the given token's log probability where a token does; of equal ones the
     /// lower position comes first. A sequence with more needs than `needs.longest` is left as it is.
     ///
@@ -158,7 +141,7 @@ impl<D: Device> Cuda<D> {
     }
 
     /// Commits each sequence's masked needs that score above its threshold, and the best one where none does: see
-    /// [`threshold_words`], U32 `[sequences, 2]`. Of equal scores the lower position is the better one.
+    /// [`threshold_words`](crate::backend::threshold_words), U32 `[sequences, 2]`. Of equal scores the lower position is the better one.
     ///
     /// # Errors
     /// [`Error::Shape`] when buffers do not fit together; those of the device.
@@ -189,10 +172,10 @@ impl<D: Device> Cuda<D> {
         unsafe { self.device.launch(&launch) }
     }
 
-    /// How far each sequence is, a number a sequence in each buffer (U32). `answers`: the position, counted in the sequence,
+    /// How far each sequence is, into `out` U32 `[3, sequences]`. `answers`: the position, counted in the sequence,
     /// from which on an end of sequence counts; `eos`: that token; [`NO_TOKEN`](crate::backend::NO_TOKEN) in either: it
-    /// has none. `eos_at`: the first such position that is committed, or `NO_TOKEN`; `complete`: 1 when there is
-    /// one and nothing before it is masked; `left`: the number of masked positions.
+    /// has none. First come the first such positions that are committed, or `NO_TOKEN`; then 1 where there is one and nothing
+    /// before it is masked; then the numbers of masked positions.
     ///
     /// # Errors
     /// [`Error::Shape`] when a buffer is too short; those of the device.
@@ -201,9 +184,7 @@ impl<D: Device> Cuda<D> {
         canvas: &Canvas<'_, D>,
         answers: &Buffer<D>,
         eos: &Buffer<D>,
-        eos_at: &mut Buffer<D>,
-        complete: &mut Buffer<D>,
-        left: &mut Buffer<D>,
+        out: &mut Buffer<D>,
     ) -> Result<()> {
         let (sequences, tokens) = (canvas.sequences, canvas.ids.len());
         if sequences == 0 {
@@ -215,11 +196,9 @@ impl<D: Device> Cuda<D> {
         launch.read("starts", canvas.starts, Format::U32, 0, sequences + 1)?.size("tokens", tokens)?;
         launch.read("answers", answers, Format::U32, 0, sequences)?;
         launch.read("eos", eos, Format::U32, 0, sequences)?;
-        launch.write("eos_at", eos_at, Format::U32, 0, sequences)?;
-        launch.write("complete", complete, Format::U32, 0, sequences)?;
-        launch.write("left", left, Format::U32, 0, sequences)?;
+        launch.write("out", out, Format::U32, 0, product("commit_answer", "out", 3, sequences)?)?;
         // SAFETY: a block a sequence; the kernel reads the part of the canvas between two starts, nothing if those are not in
-        // order or lie outside, and writes one number of each output.
+        // order or lie outside, and writes three numbers.
         unsafe { self.device.launch(&launch) }
     }
 }

@@ -3,6 +3,8 @@
 //! `simt`), so that everything above it, launch geometry and pointer arithmetic included, runs on both.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::element::Dtype;
 use crate::error::{Error, Result};
@@ -44,11 +46,14 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn address(memory: &Self::Memory) -> u64;
     /// Copies `src` to byte `at` of `dst`; on return `src` has been read. Refused while a graph is recorded, as are
     /// `download`, and on cards everything but launches and fills.
-    fn upload(&self, dst: &mut Self::Memory, at: usize, src: &[u8]) -> Result<()>;
+    fn upload(&self, dst: &Self::Memory, at: usize, src: &[u8]) -> Result<()>;
+    /// Copies `src` to byte `at` of `dst`; on return `src` has been read, and the copy may still be under way: later work on the
+    /// stream sees it. On a card by way of pinned memory, so that nothing waits as long as there is room in it.
+    fn send(&self, dst: &Self::Memory, at: usize, src: &[u8]) -> Result<()>;
     /// Copies from byte `at` of `src`; waits for what was asked for before.
     fn download(&self, src: &Self::Memory, at: usize, dst: &mut [u8]) -> Result<()>;
     /// Fills `bytes` bytes from byte `at` on.
-    fn fill(&self, dst: &mut Self::Memory, at: usize, bytes: usize, value: u8) -> Result<()>;
+    fn fill(&self, dst: &Self::Memory, at: usize, bytes: usize, value: u8) -> Result<()>;
     /// Starts a kernel.
     ///
     /// # Errors
@@ -58,6 +63,10 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// The arguments fit the kernel's contract: with these sizes and strides it touches nothing beyond the parts of
     /// buffers that they name.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    /// Bytes of memory that are free.
+    fn free_memory(&self) -> Result<u64>;
+    /// What was asked for since the device was opened.
+    fn counts(&self) -> Counts;
     /// Waits until all that was asked for is done.
     fn synchronize(&self) -> Result<()>;
     /// Records the launches and fills of `work` instead of doing them.
@@ -71,6 +80,76 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn record(&self) -> Result<Self::Event>;
     /// Milliseconds between two points; waits for the later one.
     fn elapsed_ms(&self, from: &Self::Event, to: &Self::Event) -> Result<f32>;
+}
+
+/// What was asked of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Kernels started one by one.
+    pub launches: u64,
+    /// Kernels recorded.
+    pub recorded: u64,
+    /// Recordings replayed.
+    pub replays: u64,
+    /// Copies to the device that nobody waits for.
+    pub sends: u64,
+    /// Copies to and from the device that the host waits for.
+    pub uploads: u64,
+    pub downloads: u64,
+    /// Times that the host waits for the device: the copies above are among them.
+    pub synchronizations: u64,
+    pub allocations: u64,
+}
+
+impl std::ops::Sub for Counts {
+    type Output = Counts;
+
+    fn sub(self, earlier: Counts) -> Counts {
+        Counts {
+            launches: self.launches - earlier.launches,
+            recorded: self.recorded - earlier.recorded,
+            replays: self.replays - earlier.replays,
+            sends: self.sends - earlier.sends,
+            uploads: self.uploads - earlier.uploads,
+            downloads: self.downloads - earlier.downloads,
+            synchronizations: self.synchronizations - earlier.synchronizations,
+            allocations: self.allocations - earlier.allocations,
+        }
+    }
+}
+
+/// [`Counts`] that several threads add to.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub launches: AtomicU64,
+    pub recorded: AtomicU64,
+    pub replays: AtomicU64,
+    pub sends: AtomicU64,
+    pub uploads: AtomicU64,
+    pub downloads: AtomicU64,
+    pub synchronizations: AtomicU64,
+    pub allocations: AtomicU64,
+}
+
+/// One more.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Counters {
+    pub fn get(&self) -> Counts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            launches: get(&self.launches),
+            recorded: get(&self.recorded),
+            replays: get(&self.replays),
+            sends: get(&self.sends),
+            uploads: get(&self.uploads),
+            downloads: get(&self.downloads),
+            synchronizations: get(&self.synchronizations),
+            allocations: get(&self.allocations),
+        }
+    }
 }
 
 /// What the numbers in a buffer are.
@@ -102,7 +181,9 @@ impl From<Dtype> for Format {
 
 /// A flat buffer of numbers on a device.
 pub struct Buffer<D: Device> {
-    memory: D::Memory,
+    memory: Arc<D::Memory>,
+    /// Of the memory, where the buffer begins.
+    first_byte: usize,
     format: Format,
     len: usize,
 }
@@ -126,7 +207,26 @@ impl<D: Device> Buffer<D> {
             limit: "which no device can provide".into(),
             hint: "use a shorter length, a smaller batch or a smaller model".into(),
         })?;
-        Ok(Self { memory: device.allocate(bytes)?, format, len })
+        Ok(Self { memory: Arc::new(device.allocate(bytes)?), first_byte: 0, format, len })
+    }
+
+    /// Another name for numbers `at .. at + len`, which lives on its own. What is written by one name is read by the other in
+    /// the order of the stream; a kernel must not be given both where it writes.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are not so many.
+    pub(crate) fn share(&self, at: usize, len: usize) -> Result<Self> {
+        let end = at.saturating_add(len);
+        if end > self.len {
+            return Err(Error::Shape {
+                op: "share",
+                what: "numbers of the buffer",
+                expected: end,
+                got: self.len,
+            });
+        }
+        let first_byte = self.first_byte + at * self.format.size();
+        Ok(Self { memory: Arc::clone(&self.memory), first_byte, format: self.format, len })
     }
 
     /// A copy of numbers in their own format (`u32`, `f32`, `half::bf16`, ...).
@@ -171,7 +271,7 @@ impl<D: Device> Buffer<D> {
 
     /// The device address of number `at`.
     pub fn address(&self, at: usize) -> u64 {
-        D::address(&self.memory) + (at * self.format.size()) as u64
+        D::address(&self.memory) + (self.first_byte + at * self.format.size()) as u64
     }
 
     /// Overwrites numbers from number `at` on.
@@ -183,8 +283,29 @@ impl<D: Device> Buffer<D> {
         if numbers.is_empty() {
             Ok(())
         } else {
-            device.upload(&mut self.memory, at, bytemuck::cast_slice(numbers))
+            device.upload(&self.memory, at, bytemuck::cast_slice(numbers))
         }
+    }
+
+    /// [`write`](Self::write) that nobody waits for: see [`Device::send`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they do not fit or are of another size.
+    pub fn send<T: bytemuck::Pod>(&mut self, device: &D, at: usize, numbers: &[T]) -> Result<()> {
+        let at = self.byte_range::<T>("send", at, numbers.len())?;
+        if numbers.is_empty() { Ok(()) } else { device.send(&self.memory, at, bytemuck::cast_slice(numbers)) }
+    }
+
+    /// Overwrites the whole buffer with numbers given by their bytes, which need not be aligned.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they are not as many.
+    pub(crate) fn send_bytes(&mut self, device: &D, bytes: &[u8]) -> Result<()> {
+        let expected = self.len * self.format.size();
+        if bytes.len() != expected {
+            return Err(Error::Shape { op: "send", what: "bytes", expected, got: bytes.len() });
+        }
+        if bytes.is_empty() { Ok(()) } else { device.send(&self.memory, self.first_byte, bytes) }
     }
 
     /// Copies numbers from number `at` on to the host.
@@ -235,7 +356,7 @@ impl<D: Device> Buffer<D> {
     /// Those of the device.
     pub fn fill(&mut self, device: &D, value: u8) -> Result<()> {
         let bytes = self.len * self.format.size();
-        if bytes == 0 { Ok(()) } else { device.fill(&mut self.memory, 0, bytes, value) }
+        if bytes == 0 { Ok(()) } else { device.fill(&self.memory, self.first_byte, bytes, value) }
     }
 
     fn byte_range<T>(&self, op: &'static str, at: usize, count: usize) -> Result<usize> {
@@ -247,7 +368,7 @@ impl<D: Device> Buffer<D> {
         if end > self.len {
             return Err(Error::Shape { op, what: "numbers of the buffer", expected: end, got: self.len });
         }
-        Ok(at * self.format.size())
+        Ok(self.first_byte + at * self.format.size())
     }
 }
 

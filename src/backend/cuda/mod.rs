@@ -4,9 +4,11 @@
 
 mod activation;
 mod attention;
+mod backend;
 mod cast;
 mod commit;
 mod compact;
+mod denoise;
 mod device;
 pub mod driver;
 mod embedding;
@@ -15,6 +17,7 @@ mod fault;
 mod head;
 mod mask;
 mod matmul;
+mod needs;
 mod norm;
 mod probe;
 mod rope;
@@ -24,24 +27,41 @@ mod unmask;
 
 pub use super::{NoiseAddress, RowNoise, UNMASK_WORDS, unmask_words};
 pub use attention::{DeviceMask, Segments};
-pub use commit::{Canvas, Needs, RANK_WORDS, Record, THRESHOLD_WORDS, rank_words, threshold_words};
+pub use backend::MaskOnDevice;
+pub use commit::{Canvas, Needs, Record};
 pub(crate) use device::kernel_for;
-pub use device::{Access, Argument, Buffer, Device, Facts, Format, Launch, MAX_ARGUMENTS};
+pub use device::{Access, Argument, Buffer, Counts, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 pub(crate) use matmul::Tile;
 pub use matmul::{LinearEpilogue, Matrix};
+pub use needs::{Found, Wanted};
 pub use unmask::{Draws, UnmaskVariant};
 
+use crate::element::Dtype;
 use crate::error::{Error, Result};
 
 /// The kernels on a device. Operations are methods, each in the file of its stem; they start the kernel and return.
+///
+/// As a [`Backend`](super::Backend) it computes in one format, f32 unless said otherwise. Weights that are stored in another
+/// are converted when they are loaded; logits are f32.
 #[derive(Clone)]
 pub struct Cuda<D: Device> {
     device: D,
+    dtype: Dtype,
 }
 
 impl<D: Device> Cuda<D> {
     pub fn new(device: D) -> Self {
-        Self { device }
+        Self::with_dtype(device, Dtype::F32)
+    }
+
+    /// The kernels on a device, with activations in `dtype`.
+    pub fn with_dtype(device: D, dtype: Dtype) -> Self {
+        Self { device, dtype }
+    }
+
+    /// What activations are computed in.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     pub fn device(&self) -> &D {

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::device::{Access, Argument, Device, Facts, Launch};
+use super::device::{Access, Argument, Counters, Counts, Device, Facts, Launch, count};
 pub use super::fault::Fault;
 use crate::error::{Error, Result};
 
@@ -111,6 +112,21 @@ struct Shared {
     recording: Mutex<Option<Vec<Work>>>,
     plan: Mutex<BTreeMap<&'static str, Geometry>>,
     faults: Mutex<Vec<Fault>>,
+    counters: Counters,
+    limits: Limits,
+    /// Bytes allocated.
+    used: Arc<AtomicU64>,
+    /// Kernels run.
+    run: AtomicU64,
+}
+
+/// What a machine lacks, for tests of what happens then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Kernels that run before the machine is lost, as a card is whose driver failed: every call fails from then on.
+    pub lose_after: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -121,22 +137,27 @@ enum Work {
 
 impl Simt {
     pub fn new(options: Options) -> Self {
-        Self::build(options, String::new(), None)
+        Self::build(options, String::new(), None, Limits::default())
+    }
+
+    /// A machine that lacks something.
+    pub fn with_limits(options: Options, limits: Limits) -> Self {
+        Self::build(options, String::new(), None, limits)
     }
 
     /// A machine that runs the mutants whose names begin with `prefix`, and changes launches by `tamper` before they
     /// start: for tests of the machine itself.
     pub fn with_bugs(options: Options, prefix: &str, tamper: Option<Change>) -> Self {
-        Self::build(options, prefix.to_owned(), tamper.map(Arc::from))
+        Self::build(options, prefix.to_owned(), tamper.map(Arc::from), Limits::default())
     }
 
-    fn build(options: Options, prefix: String, tamper: Option<Tamper>) -> Self {
+    fn build(options: Options, prefix: String, tamper: Option<Tamper>, limits: Limits) -> Self {
         link_kernel_files();
         let facts = Facts {
             name: "host SIMT machine".into(),
             capability: (8, 0),
             multiprocessors: 1,
-            memory: 8 << 30,
+            memory: limits.memory.unwrap_or(8 << 30),
             shared_per_block: 163 << 10,
             driver: None,
         };
@@ -149,6 +170,10 @@ impl Simt {
             recording: Mutex::new(None),
             plan: Mutex::default(),
             faults: Mutex::default(),
+            counters: Counters::default(),
+            limits,
+            used: Arc::default(),
+            run: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -180,7 +205,21 @@ impl Simt {
         std::mem::take(&mut *lock(&self.shared.faults))
     }
 
+    /// Fails once the machine is lost.
+    fn alive(&self) -> Result<()> {
+        match self.shared.limits.lose_after {
+            Some(most) if self.shared.run.load(Ordering::Relaxed) >= most => Err(Error::Device {
+                device: "simt".into(),
+                what: "CUDA_ERROR_LAUNCH_FAILED (the machine was lost, as it was asked to be)".into(),
+                hint: "the process must end".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn do_launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.alive()?;
+        count(&self.shared.run);
         let mut launch = launch.clone();
         if let Some(tamper) = &self.shared.tamper {
             tamper(&mut launch);
@@ -344,6 +383,7 @@ fn place(file: *const c_char, line: i32, pc: *const c_void) -> Option<(String, u
 pub struct Memory {
     start: *mut u8,
     bytes: usize,
+    used: Arc<AtomicU64>,
 }
 
 impl Memory {
@@ -365,6 +405,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: came from `simt_allocate` with this size, freed once.
         unsafe { simt_free(self.start, self.bytes as u64) };
+        self.used.fetch_sub(self.bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -385,40 +426,64 @@ impl Device for Simt {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
-        // SAFETY: any size may be asked for.
-        let start = unsafe { simt_allocate(bytes as u64) };
+        self.alive()?;
+        count(&self.shared.counters.allocations);
+        let free = self.free_memory()?;
+        let start = if bytes as u64 > free {
+            std::ptr::null_mut()
+        } else {
+            // SAFETY: any size may be asked for.
+            unsafe { simt_allocate(bytes as u64) }
+        };
         if start.is_null() {
             return Err(Error::Memory {
-                what: format!("a buffer of {bytes} bytes on the SIMT machine"),
+                what: "a buffer on the SIMT machine".into(),
                 needed: bytes as u128,
-                limit: "which this machine cannot provide".into(),
+                limit: format!("of {} there {free} are free", self.shared.facts.memory),
                 hint: "use a shorter length, a smaller batch or a smaller model".into(),
             });
         }
-        Ok(Memory { start, bytes })
+        self.shared.used.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Memory { start, bytes, used: Arc::clone(&self.shared.used) })
     }
 
     fn address(memory: &Memory) -> u64 {
         memory.start as u64
     }
 
-    fn upload(&self, dst: &mut Memory, at: usize, src: &[u8]) -> Result<()> {
+    fn upload(&self, dst: &Memory, at: usize, src: &[u8]) -> Result<()> {
         self.not_recording("upload")?;
+        self.alive()?;
+        count(&self.shared.counters.uploads);
+        count(&self.shared.counters.synchronizations);
         let to = dst.part(at, src.len())?;
-        // SAFETY: `part` checked the range; the two do not overlap, as `dst` is borrowed alone.
+        // SAFETY: `part` checked the range; `src` is the host's, and the machine's memory is its own.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to, src.len()) };
+        Ok(())
+    }
+
+    fn send(&self, dst: &Memory, at: usize, src: &[u8]) -> Result<()> {
+        self.not_recording("send")?;
+        self.alive()?;
+        count(&self.shared.counters.sends);
+        let to = dst.part(at, src.len())?;
+        // SAFETY: `part` checked the range; `src` is the host's, and the machine's memory is its own.
         unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to, src.len()) };
         Ok(())
     }
 
     fn download(&self, src: &Memory, at: usize, dst: &mut [u8]) -> Result<()> {
         self.not_recording("download")?;
+        self.alive()?;
+        count(&self.shared.counters.downloads);
+        count(&self.shared.counters.synchronizations);
         let from = src.part(at, dst.len())?;
         // SAFETY: `part` checked the range; `dst` is borrowed alone.
         unsafe { std::ptr::copy_nonoverlapping(from, dst.as_mut_ptr(), dst.len()) };
         Ok(())
     }
 
-    fn fill(&self, dst: &mut Memory, at: usize, bytes: usize, value: u8) -> Result<()> {
+    fn fill(&self, dst: &Memory, at: usize, bytes: usize, value: u8) -> Result<()> {
         let to = dst.part(at, bytes)?;
         if let Some(work) = &mut *lock(&self.shared.recording) {
             work.push(Work::Fill { address: to as u64, bytes, value });
@@ -432,13 +497,25 @@ impl Device for Simt {
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         if let Some(work) = &mut *lock(&self.shared.recording) {
             work.push(Work::Launch(Box::new(launch.detached())));
+            count(&self.shared.counters.recorded);
             return Ok(());
         }
+        count(&self.shared.counters.launches);
         self.do_launch(launch)
     }
 
+    fn free_memory(&self) -> Result<u64> {
+        self.alive()?;
+        Ok(self.shared.facts.memory.saturating_sub(self.shared.used.load(Ordering::Relaxed)))
+    }
+
+    fn counts(&self) -> Counts {
+        self.shared.counters.get()
+    }
+
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        count(&self.shared.counters.synchronizations);
+        self.alive()
     }
 
     fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
@@ -450,6 +527,8 @@ impl Device for Simt {
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        self.not_recording("replay")?;
+        count(&self.shared.counters.replays);
         for work in &graph.0 {
             match work {
                 Work::Launch(launch) => self.do_launch(launch)?,
@@ -468,6 +547,7 @@ impl Device for Simt {
     }
 
     fn elapsed_ms(&self, from: &Instant, to: &Instant) -> Result<f32> {
+        count(&self.shared.counters.synchronizations);
         Ok(to.duration_since(*from).as_secs_f32() * 1e3)
     }
 }

@@ -52,6 +52,19 @@ pub enum UnmaskVariant {
     Streaming,
 }
 
+impl<D: Device> Draws<D> {
+    /// Other names for draws `at .. at + rows`.
+    pub(super) fn share(&self, at: usize, rows: usize) -> Result<Self> {
+        Ok(Self {
+            tokens: self.tokens.share(at, rows)?,
+            log_prob: self.log_prob.share(at, rows)?,
+            confidence: self.confidence.share(at, rows)?,
+            given_log_prob: self.given_log_prob.share(at, rows)?,
+            flags: self.flags.share(at, rows)?,
+        })
+    }
+}
+
 impl<D: Device> Cuda<D> {
     /// The variant that [`unmask`](Self::unmask) takes: resident where a row fits in a block's shared memory.
     pub fn unmask_variant(&self, dtype: Dtype, vocab: usize) -> UnmaskVariant {

@@ -109,6 +109,8 @@ functions! {
     memory_allocate "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
     memory_free "cuMemFree_v2" (CUdeviceptr);
     memory_info "cuMemGetInfo_v2" (*mut usize, *mut usize);
+    host_allocate "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
+    host_free "cuMemFreeHost" (*mut c_void);
     upload "cuMemcpyHtoDAsync_v2" (CUdeviceptr, *const c_void, usize, CUstream);
     download "cuMemcpyDtoHAsync_v2" (*mut c_void, CUdeviceptr, usize, CUstream);
     fill "cuMemsetD8Async" (CUdeviceptr, c_uchar, usize, CUstream);

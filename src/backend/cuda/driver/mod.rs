@@ -5,6 +5,7 @@
 mod api;
 mod graph;
 mod open;
+mod pinned;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -15,8 +16,9 @@ use api::{Api, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, 
 pub use graph::Graph;
 use graph::Recording;
 pub use open::{available, built_in};
+use pinned::Ring;
 
-use super::device::{Device, Facts, Launch, MAX_ARGUMENTS};
+use super::device::{Counters, Counts, Device, Facts, Launch, MAX_ARGUMENTS, count};
 use crate::error::{Error, Result};
 
 /// A card. Cheap to clone; clones share context, stream and kernels, which go when the last of them, of its memory, its
@@ -52,6 +54,9 @@ struct Inner {
     recording: Mutex<Option<Vec<CUdeviceptr>>>,
     /// The kernel started last, for errors that come later than their cause.
     last: Mutex<&'static str>,
+    counters: Counters,
+    /// Made when it is first wanted; nothing where there is no pinned memory to be had.
+    ring: Mutex<Option<Option<Ring>>>,
 }
 
 // SAFETY: the driver's handles are of the process, not of a thread; every call makes the context current first.
@@ -157,6 +162,15 @@ impl Drop for Inner {
         unsafe {
             if !self.stream.is_null() {
                 let _ = (self.api.stream_synchronize)(self.stream);
+            }
+        }
+        let ring = self.ring.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut ring) = ring.flatten() {
+            ring.free(self);
+        }
+        // SAFETY: as above.
+        unsafe {
+            if !self.stream.is_null() {
                 let _ = (self.api.stream_destroy)(self.stream);
             }
             for &module in &self.modules {
@@ -253,6 +267,7 @@ impl Device for Card {
         let inner = &self.inner;
         inner.not_recording("allocate")?;
         inner.enter()?;
+        count(&inner.counters.allocations);
         let mut address: CUdeviceptr = 0;
         // SAFETY: writes an address. No bytes are refused by the driver, so it is one at least.
         match unsafe { (inner.api.memory_allocate)(&raw mut address, bytes.max(1)) } {
@@ -270,9 +285,9 @@ impl Device for Card {
             }
             code => return Err(inner.failed(format_args!("cannot allocate {bytes} bytes"), code)),
         }
-        let mut memory = Memory { inner: Arc::clone(inner), address, bytes };
+        let memory = Memory { inner: Arc::clone(inner), address, bytes };
         if cfg!(debug_assertions) {
-            self.fill(&mut memory, 0, bytes, 0xff)?;
+            self.fill(&memory, 0, bytes, 0xff)?;
         }
         Ok(memory)
     }
@@ -283,7 +298,7 @@ impl Device for Card {
 
     /// Returns when `src` has been read: of copies from memory that is not pinned the driver does not promise
     /// earlier that it may change.
-    fn upload(&self, dst: &mut Memory, at: usize, src: &[u8]) -> Result<()> {
+    fn upload(&self, dst: &Memory, at: usize, src: &[u8]) -> Result<()> {
         let inner = &self.inner;
         inner.not_recording("upload")?;
         let to = dst.part(at, src.len())?;
@@ -291,10 +306,47 @@ impl Device for Card {
             return Ok(());
         }
         inner.enter()?;
+        count(&inner.counters.uploads);
+        count(&inner.counters.synchronizations);
         // SAFETY: `part` checked the range on the card; `src` stays until the stream is done, here below.
         let code = unsafe { (inner.api.upload)(to, src.as_ptr().cast(), src.len(), inner.stream) };
         inner.check(format_args!("cannot copy {} bytes to the card", src.len()), code)?;
         inner.synchronize()
+    }
+
+    fn send(&self, dst: &Memory, at: usize, src: &[u8]) -> Result<()> {
+        let inner = &self.inner;
+        inner.not_recording("send")?;
+        let to = dst.part(at, src.len())?;
+        if src.is_empty() {
+            return Ok(());
+        }
+        inner.enter()?;
+        let mut ring = lock(&inner.ring);
+        match ring.get_or_insert_with(|| Ring::new(inner)) {
+            Some(ring) => {
+                count(&inner.counters.sends);
+                ring.send(inner, to, src)
+            }
+            None => {
+                drop(ring);
+                self.upload(dst, at, src)
+            }
+        }
+    }
+
+    fn free_memory(&self) -> Result<u64> {
+        let inner = &self.inner;
+        inner.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two sizes.
+        let code = unsafe { (inner.api.memory_info)(&raw mut free, &raw mut total) };
+        inner.check("cannot ask for the free memory", code)?;
+        Ok(free as u64)
+    }
+
+    fn counts(&self) -> Counts {
+        self.inner.counters.get()
     }
 
     fn download(&self, src: &Memory, at: usize, dst: &mut [u8]) -> Result<()> {
@@ -305,13 +357,15 @@ impl Device for Card {
             return Ok(());
         }
         inner.enter()?;
+        count(&inner.counters.downloads);
+        count(&inner.counters.synchronizations);
         // SAFETY: `part` checked the range on the card; `dst` is borrowed alone until the stream is done, here below.
         let code = unsafe { (inner.api.download)(dst.as_mut_ptr().cast(), from, dst.len(), inner.stream) };
         inner.check(format_args!("cannot copy {} bytes from the card", dst.len()), code)?;
         inner.synchronize()
     }
 
-    fn fill(&self, dst: &mut Memory, at: usize, bytes: usize, value: u8) -> Result<()> {
+    fn fill(&self, dst: &Memory, at: usize, bytes: usize, value: u8) -> Result<()> {
         let inner = &self.inner;
         let to = dst.part(at, bytes)?;
         if bytes == 0 {
@@ -333,6 +387,8 @@ impl Device for Card {
         if launch.is_empty() {
             return Ok(());
         }
+        let recording = lock(&inner.recording).is_some();
+        count(if recording { &inner.counters.recorded } else { &inner.counters.launches });
         let mut parameters = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
         for (parameter, argument) in parameters.iter_mut().zip(launch.arguments()) {
             // Four bytes are the lower ones: cards and their hosts are little-endian.
@@ -366,6 +422,7 @@ impl Device for Card {
 
     fn synchronize(&self) -> Result<()> {
         self.inner.not_recording("synchronize")?;
+        count(&self.inner.counters.synchronizations);
         self.inner.enter()?;
         self.inner.synchronize()
     }
@@ -385,6 +442,7 @@ impl Device for Card {
         }
         inner.enter()?;
         // SAFETY: the graph is of this context; its buffers are there and used by no one else, by the caller's promise.
+        count(&inner.counters.replays);
         inner.check("cannot start a graph", unsafe { (inner.api.graph_launch)(graph.exec, inner.stream) })?;
         *lock(&inner.last) = "one of a graph";
         Ok(())
@@ -407,6 +465,7 @@ impl Device for Card {
     fn elapsed_ms(&self, from: &Event, to: &Event) -> Result<f32> {
         let inner = &self.inner;
         inner.not_recording("elapsed_ms")?;
+        count(&inner.counters.synchronizations);
         inner.enter()?;
         let mut ms = 0.0;
         for event in [from, to] {

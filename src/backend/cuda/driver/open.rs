@@ -9,6 +9,7 @@ use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUfunction_attribute 
 use super::api::{Api, CUcontext, CUdevice, CUfunction, Code, LIBRARY, Missing};
 use super::{Inner, Kernel};
 use crate::backend::cuda::Facts;
+use crate::backend::cuda::device::Counters;
 use crate::error::{Error, Result};
 
 /// The kernels of one file, as build/nvcc.rs compiled them.
@@ -292,6 +293,8 @@ impl Inner {
             facts,
             recording: Mutex::new(None),
             last: Mutex::new(""),
+            counters: Counters::default(),
+            ring: Mutex::new(None),
         };
         inner.enter()?;
         // A stream that does not wait for the default one.
