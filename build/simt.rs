@@ -22,6 +22,22 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
         one.opt_level(2).file(file);
         tasks.push(one);
     }
+    // Copies that announce no access, for runs in which none is watched. With instructions of the machine that builds,
+    // which the program asks the machine that runs for.
+    let fused = has_avx2_and_fma();
+    for file in files.iter().filter(|f| !f.ends_with("simt/faulty.cu")) {
+        let (stem, source) =
+            (stem(file), fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?);
+        let name = format!("unwatched_{stem}");
+        let mut one = compiler(cuda);
+        one.flag("-x").flag("c++").flag("-fno-exceptions").debug(false).opt_level(2);
+        if fused {
+            one.flag("-mavx2").flag("-mfma");
+        }
+        one.define("KERNEL_PREFIX", "unwatched_").file(write_copy(out, &name, &stem, &source)?);
+        tasks.push(one);
+        stems.push(name);
+    }
     for plant in plants(cuda)? {
         // Few cases run on a mutant: what counts is the time that it takes to compile. Without any optimisation the
         // compiler does not announce stores of what a call returns (`*p = make_float2(...)`).
@@ -39,7 +55,10 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     machine.opt_level(3).files(MACHINE.map(|f| cuda.join("simt").join(f)));
     machine.try_compile("lacuna_simt").map_err(|e| failed(&e))?;
 
-    let mut source = String::from("unsafe extern \"C\" {\n");
+    let mut source = format!(
+        "/// What the unwatched copies of the kernels were compiled with.\nconst FUSED: bool = {fused};\n\n"
+    );
+    source.push_str("unsafe extern \"C\" {\n");
     for stem in &stems {
         let _ = writeln!(source, "    fn simt_file_{stem}();");
     }
@@ -50,6 +69,29 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     }
     source.push_str("}\n");
     write(&out.join("simt_kernels.rs"), &source)
+}
+
+/// A kernel file under another name, in a namespace without one: else the linker would take one copy's inline functions
+/// for all of them.
+fn write_copy(out: &Path, name: &str, stem: &str, source: &str) -> Result<PathBuf, String> {
+    let source =
+        source.replace(&format!("KERNEL_FILE({stem})"), &format!("KERNEL_FILE({name}) namespace {{"));
+    let path = out.join(format!("{name}.cu"));
+    write(&path, &format!("#line 1 \"cuda/{stem}.cu\"\n{source}}}\n"))?;
+    Ok(path)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2_and_fma() -> bool {
+    // A build for another machine is one for any machine.
+    let same =
+        std::env::var("HOST").is_ok_and(|host| std::env::var("TARGET").is_ok_and(|target| host == target));
+    same && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx2_and_fma() -> bool {
+    false
 }
 
 /// The objects of compilers with a file each, which run side by side.
@@ -172,15 +214,6 @@ impl Plant {
                 self.name, self.file, self.old
             ));
         }
-        let file = format!("KERNEL_FILE({})", stem(&from));
-        // In a namespace without a name: else the linker would take one mutant's, or the file's own, inline functions for
-        // all of them.
-        let mut source = source
-            .replace(&self.old, &self.new)
-            .replace(&file, &format!("KERNEL_FILE({}) namespace {{", self.name));
-        source.push_str("}\n");
-        let path = out.join(format!("{}.cu", self.name));
-        write(&path, &format!("#line 1 \"cuda/{}\"\n{source}", self.file))?;
-        Ok(path)
+        write_copy(out, &self.name, &stem(&from), &source.replace(&self.old, &self.new))
     }
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lacuna::backend::Confidence;
+use lacuna::backend::cuda::Cuda;
 use lacuna::backend::cuda::simt::{Options, Simt};
-use lacuna::backend::cuda::{Counts, Cuda, Device};
 use lacuna::io::ModelFiles;
 use lacuna::model::{LoadOptions, Model};
 use lacuna::sample::{Canvas, CountSchedule, Limits, Order, Part, Request, Sampler};
@@ -79,7 +79,7 @@ fn requests(seeds: std::ops::Range<u64>) -> Vec<Request> {
             let mut request = Request::new(canvas);
             request.seed = seed;
             request.order = orders[n % orders.len()];
-            request.steps = 3 + n % 7;
+            request.steps = 2 + n % 4;
             request.temperature = [1.0, 0.7, 0.0, 1.3][n % 4];
             request.top_p = [0.9, 1.0, 0.5][n % 3];
             request.top_k = [0, 0, 40][n % 3];

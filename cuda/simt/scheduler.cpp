@@ -202,7 +202,7 @@ void warp_collective(uint32_t mask, Collective operation, void* argument, Execut
   for (Slot& s : warp.slots) {
     if (!s.arrived || s.mask != mask) continue;
     slot = &s;
-    if (s.operation == operation && s.place.line == place.line && strcmp(s.place.file, place.file) == 0) break;
+    if (s.operation == operation && s.place.line == place.line && (s.place.file == place.file || strcmp(s.place.file, place.file) == 0)) break;
     const unsigned other = static_cast<unsigned>(__builtin_ctz(s.arrived));
     report_race("divergent warp collective", Where::at(place), {s.fibers[other]->linear, Where::at(s.place)},
                 "lanes %08x wait elsewhere for mask %08x", s.arrived, mask);

@@ -101,6 +101,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn number_bytes(&self) -> [usize; 2] {
         [size_of::<Self::Elem>(); 2]
     }
+    /// Waits until all that was asked for is done.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
     /// What is left of the machine's memory, where it is known.
     fn free_memory(&self) -> Option<u64> {
         None

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::sampling::Sampling;
+use crate::element::Dtype;
 use crate::sample::CountSchedule;
 
 /// Which model, and where it runs.
@@ -37,13 +38,39 @@ pub struct ModelArgs {
 /// The machine to run on.
 #[derive(Args, Clone, Debug, Default)]
 pub struct DeviceArgs {
-    /// Where to compute: cpu
-    #[arg(long, value_name = "NAME", default_value = "cpu", help_heading = "Model")]
+    /// Where to compute: cpu; cuda or cuda:N, an NVIDIA card; simt, the card's kernels on the CPU, for tests
+    #[arg(long, value_name = "NAME", default_value = "cpu", help_heading = "Model", env = "LACUNA_DEVICE")]
     pub device: String,
+
+    /// What a card computes in: bf16, f16 or f32 [default: bf16 on a card, f32 on simt; the CPU has f32 alone]
+    #[arg(long, value_name = "NAME", value_enum, hide_possible_values = true, help_heading = "Model")]
+    pub dtype: Option<DtypeName>,
+
+    /// Say on standard error what computes, how fast the weights were loaded, and what takes how much memory
+    #[arg(long, short, help_heading = "Output")]
+    pub verbose: bool,
 
     /// Threads to compute with [default: one a core]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub threads: Option<NonZeroUsize>,
+}
+
+/// A number format of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<DtypeName> for Dtype {
+    fn from(name: DtypeName) -> Self {
+        match name {
+            DtypeName::F32 => Dtype::F32,
+            DtypeName::F16 => Dtype::F16,
+            DtypeName::Bf16 => Dtype::Bf16,
+        }
+    }
 }
 
 /// In which order positions are committed. (Doc comments on the variants would make `--help` long;

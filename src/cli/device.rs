@@ -2,71 +2,122 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Context;
 use super::args::DeviceArgs;
+use super::engine::{Engine, Loaded};
+use super::terminal::note;
 use crate::backend::cpu::{Cpu, MAX_THREADS};
 use crate::backend::cuda::driver::{self, Card};
-use crate::backend::cuda::{Device, Facts};
+use crate::backend::cuda::{Cuda, Device, Facts};
+use crate::backend::{Backend, Denoise, Forward};
+use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
-use crate::model::{LoadOptions, Model};
+use crate::model::{LoadOptions, MemoryReport, Model};
 
-/// What the command line computes models on.
-pub type Machine = Cpu<f32>;
-
-/// The machine that `--device` names.
+/// The CPU, for what is done on it in any case.
 ///
 /// # Errors
-/// Those of [`check`].
-pub fn machine(args: &DeviceArgs) -> Result<Machine> {
-    check(args)?;
+/// [`Error::Request`] for too many threads.
+pub fn cpu(args: &DeviceArgs) -> Result<Cpu<f32>> {
+    check_threads(args)?;
     Cpu::new(args.threads)
+}
+
+fn check_threads(args: &DeviceArgs) -> Result<()> {
+    match args.threads {
+        Some(n) if n.get() > MAX_THREADS => {
+            Err(Error::request(format!("--threads {n}: expected 1 to {MAX_THREADS}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether there can be such a machine, without making it.
 ///
 /// # Errors
-/// [`Error::Request`] for a name that is none, or too many threads; [`Error::Device`] for a card.
+/// [`Error::Request`] for a name that is none, a format that the machine does not compute in, or too many threads;
+/// [`Error::Device`] for a card that is not there or will not do.
 pub fn check(args: &DeviceArgs) -> Result<()> {
-    match args.threads {
-        Some(n) if n.get() > MAX_THREADS => {
-            Err(Error::request(format!("--threads {n}: expected 1 to {MAX_THREADS}")))
-        }
-        _ => check_name(&args.device),
+    check_threads(args)?;
+    match (Place::named(&args.device)?, args.dtype.map(Dtype::from)) {
+        (Place::Cpu, None | Some(Dtype::F32)) | (Place::Simt, _) => Ok(()),
+        (Place::Cpu, Some(dtype)) => Err(Error::request(format!(
+            "--dtype {dtype}: the CPU computes in f32 (weights stay as they are stored); leave it out"
+        ))),
+        (Place::Cuda(ordinal), _) => driver::available(ordinal).map(|_| ()),
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
-    match Place::parse(name) {
-        Some(Place::Cpu) => Ok(()),
-        Some(Place::Simt) => {
-            Err(Error::request("--device simt: it runs kernels in lacuna selftest only; use --device cpu"))
-        }
-        Some(Place::Cuda(ordinal)) => {
-            let hint = "models are computed on the CPU only in this version; use --device cpu".to_owned();
-            let (device, what) = match driver::available(ordinal) {
-                Ok(name) => {
-                    let what = "its kernels can be tested (lacuna selftest --device cuda), and no more";
-                    (format!("cuda:{ordinal} ({name})"), what.to_owned())
-                }
-                Err(Error::Device { device, what, .. }) => (device, what),
-                Err(error) => return Err(error),
-            };
-            Err(Error::Device { device, what, hint })
-        }
-        None => Err(Error::request(format!("--device {name}: expected cpu"))),
-    }
-}
-
-/// Loads the weights of `files`; every number is checked to be finite.
+/// Loads the weights of `files` onto the machine that `--device` names; every number is checked to be finite.
 ///
 /// # Errors
-/// Those of [`Model::load`].
-pub fn load(args: &DeviceArgs, files: &ModelFiles, context: &Context) -> Result<Arc<Model<Machine>>> {
-    let machine = machine(args)?;
+/// Those of [`check`] and [`Model::load`].
+pub fn load(args: &DeviceArgs, files: &ModelFiles, context: &Context) -> Result<Box<dyn Engine>> {
+    check(args)?;
+    let dtype = args.dtype.map(Dtype::from);
+    match Place::named(&args.device)? {
+        Place::Cpu => {
+            let cpu = cpu(args)?;
+            let device = format!("cpu, {} threads, {}", cpu.threads(), cpu.level());
+            load_on(cpu, &device, args, files, context)
+        }
+        Place::Simt => simt(dtype.unwrap_or(Dtype::F32), args, files, context),
+        Place::Cuda(ordinal) => {
+            let card = Card::open(ordinal)?;
+            let dtype = dtype.unwrap_or(Dtype::Bf16);
+            let device = format!("cuda:{ordinal}, {}, {dtype}", describe(card.facts()));
+            load_on(Cuda::with_dtype(card, dtype), &device, args, files, context)
+        }
+    }
+}
+
+#[cfg(feature = "simt")]
+fn simt(dtype: Dtype, args: &DeviceArgs, files: &ModelFiles, context: &Context) -> Result<Box<dyn Engine>> {
+    use crate::backend::cuda::simt::{Limits, Options, Simt};
+
+    let number = |name: &str| -> Result<Option<u64>> {
+        let Ok(text) = std::env::var(name) else { return Ok(None) };
+        let wrong = |_| Error::request(format!("{name}={text}: expected a whole number"));
+        text.parse().map(Some).map_err(wrong)
+    };
+    let limits =
+        Limits { memory: number("LACUNA_SIMT_MEMORY")?, lose_after: number("LACUNA_SIMT_LOSE_AFTER")? };
+    let machine = Simt::with_limits(Options { seed: 0, check: false }, limits);
+    let device = format!("simt, {dtype}");
+    load_on(Cuda::with_dtype(machine, dtype), &device, args, files, context)
+}
+
+#[cfg(not(feature = "simt"))]
+fn simt(_: Dtype, _: &DeviceArgs, _: &ModelFiles, _: &Context) -> Result<Box<dyn Engine>> {
+    Place::named("simt").and_then(|_| Err(Error::request("--device simt: built without it")))
+}
+
+fn load_on<B: Forward + Denoise + Backend<Elem = f32>>(
+    backend: B,
+    device: &str,
+    args: &DeviceArgs,
+    files: &ModelFiles,
+    context: &Context,
+) -> Result<Box<dyn Engine>> {
     context.interrupt.check()?;
-    Model::load(machine, files, LoadOptions { check_finite: true }).map(Arc::new)
+    let start = Instant::now();
+    let model = Arc::new(Model::load(backend, files, LoadOptions { check_finite: true })?);
+    // What was sent to a card is there once it can be asked something.
+    model.backend().synchronize()?;
+    if args.verbose {
+        let MemoryReport { parameters, copied_bytes, mapped_bytes } = model.memory();
+        let (seconds, bytes) = (start.elapsed().as_secs_f64(), copied_bytes + mapped_bytes);
+        note(&format!("computing on {device}"));
+        note(&format!(
+            "{parameters} parameters, {} loaded and checked in {seconds:.2} s, {:.2} GB/s",
+            indicatif::HumanBytes(bytes),
+            bytes as f64 / 1e9 / seconds.max(1e-9)
+        ));
+    }
+    Ok(Box::new(Loaded { model, verbose: args.verbose.into() }))
 }
 
 /// Where `lacuna selftest` tests.
@@ -217,7 +268,12 @@ pub fn describe(facts: &Facts) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::args::DtypeName;
     use super::*;
+
+    fn check_name(name: &str) -> Result<()> {
+        check(&DeviceArgs { device: name.into(), ..DeviceArgs::default() })
+    }
 
     #[test]
     fn unknown_machines_are_named() {
@@ -234,15 +290,21 @@ mod tests {
     }
 
     #[test]
-    fn cards_do_not_compute_models_yet() {
-        for (name, device) in [("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:99", "cuda:99")] {
+    fn the_cpu_computes_in_f32() {
+        let args = |dtype| DeviceArgs { device: "cpu".into(), dtype: Some(dtype), ..DeviceArgs::default() };
+        assert!(check(&args(DtypeName::F32)).is_ok());
+        let error = check(&args(DtypeName::Bf16)).unwrap_err();
+        assert!(error.to_string().contains("--dtype bf16"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn cards_that_are_not_there_are_named() {
+        for (name, device) in [("cuda:99", "cuda:99"), ("cuda:12345", "cuda:12345")] {
             let error = check_name(name).unwrap_err();
-            let message = error.to_string();
-            assert!(message.starts_with(device), "{message}");
-            assert!(message.ends_with("on the CPU only in this version; use --device cpu"), "{message}");
+            assert!(error.to_string().starts_with(device), "{error}");
             assert_eq!(error.exit_code(), 8);
         }
-        assert!(check_name("simt").unwrap_err().to_string().contains("lacuna selftest"));
     }
 
     #[test]

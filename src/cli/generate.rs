@@ -93,9 +93,9 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     check_mask(&files, &choices)?;
     let speller = Speller::new(&files);
     let request = choices.request(prompt_canvas(&files, &choices, prompt.as_deref())?)?;
-    let model = device::load(&args.model.device, &files, context)?;
+    let engine = device::load(&args.model.device, &files, context)?;
     let tokens = u64::from(args.batch) * request.canvas.maskable() as u64;
-    let mut session = Session::new(&model, speller, &args.output, context, tokens)?;
+    let mut session = Session::new(&*engine, speller, &args.output, context, tokens)?;
     let mut show = Show { args: &args, files: &files, speller, prompt, context, tally: Tally::default() };
     let round = u32::try_from(Session::round(request.canvas.len())).unwrap_or(u32::MAX);
     let mut next = 0;

@@ -94,9 +94,9 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     if !args.output.quiet {
         advise(&pieces);
     }
-    let model = device::load(&args.model.device, &files, context)?;
+    let engine = device::load(&args.model.device, &files, context)?;
     let tokens = each.iter().map(|r| r.canvas.maskable() as u64).sum::<u64>() * u64::from(args.batch);
-    let mut session = Session::new(&model, speller, &args.output, context, tokens)?;
+    let mut session = Session::new(&*engine, speller, &args.output, context, tokens)?;
     let longest = each.iter().map(|r| r.canvas.len()).max().unwrap_or(1);
     let round = u32::try_from((Session::round(longest) / each.len().max(1)).max(1)).unwrap_or(u32::MAX);
     let mut show =

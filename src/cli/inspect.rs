@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::Context;
 use super::args::DeviceArgs;
-use super::device::{Machine, machine};
+use super::device::cpu;
 use super::terminal::{print, printable, println};
+use crate::backend::cpu::Cpu;
 use crate::config::{Activation, Family, ModelConfig, NormKind, RopeScaling};
 use crate::error::{Error, Result};
 use crate::io::{Checkpoint, ModelFiles, SpecialId, SpecialIds};
@@ -128,7 +129,7 @@ struct TensorReport {
 /// [`Error::Request`] for a batch or a length that cannot be.
 pub fn run(args: Args, context: &Context) -> Result<()> {
     let files = ModelFiles::find(args.target.as_deref().or(args.model.as_deref()))?;
-    let machine = machine(&args.device)?;
+    let machine = cpu(&args.device)?;
     let (report, outcome) = report(&files, machine, &args)?;
     if args.json {
         println(&serde_json::to_string(&report).map_err(Error::request)?)?;
@@ -140,7 +141,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
 }
 
 /// What is known of `files`, and whether the model can be run.
-fn report(files: &ModelFiles, machine: Machine, args: &Args) -> Result<(Report, Result<()>)> {
+fn report(files: &ModelFiles, machine: Cpu<f32>, args: &Args) -> Result<(Report, Result<()>)> {
     let config = &files.config;
     let length = args.length.unwrap_or(config.max_positions.min(1024));
     if args.batch == 0 || length == 0 || length > config.max_positions {
@@ -183,7 +184,7 @@ fn report(files: &ModelFiles, machine: Machine, args: &Args) -> Result<(Report, 
 }
 
 /// Loads the weights, which counts the bytes that had to be copied.
-fn memory(files: &ModelFiles, machine: Machine, args: &Args, length: usize) -> Result<Memory> {
+fn memory(files: &ModelFiles, machine: Cpu<f32>, args: &Args, length: usize) -> Result<Memory> {
     let model = Model::load(machine, files, LoadOptions { check_finite: args.check })?;
     let loaded = model.memory();
     let tokens = args.batch.checked_mul(length).ok_or_else(|| {

@@ -5,6 +5,7 @@ mod args;
 mod batch;
 mod common;
 mod device;
+mod engine;
 mod findings;
 mod generate;
 mod infill;

@@ -3,21 +3,19 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::args::DeviceArgs;
-use super::device::{self, Machine};
+use super::device;
+use super::engine::Engine;
 use super::{Context, terminal};
-use crate::backend::{Backend as _, Mask};
+use crate::backend::Mask;
 use crate::error::{Error, Result};
 use crate::io::{AtomicFile, ModelFiles, is_same};
-use crate::model::{Arena, ArenaSize, Batch, Model};
-use crate::sample::{PlainInput, PlainOptions, plain_loop, planned};
+use crate::sample::{PlainInput, PlainOptions};
 
 /// Run explicit inputs through the engine and write what came out.
 #[derive(Debug, ClapArgs)]
@@ -244,10 +242,10 @@ fn write(files: &Files, context: &Context, tensors: &[(&str, Dtype, Vec<usize>, 
     file.commit()
 }
 
-fn load(files: &Files, context: &Context) -> Result<(ModelFiles, Arc<Model<Machine>>)> {
+fn load(files: &Files, context: &Context) -> Result<(ModelFiles, Box<dyn Engine>)> {
     let found = ModelFiles::find(files.model.as_deref())?;
-    let model = device::load(&files.device, &found, context)?;
-    Ok((found, model))
+    let engine = device::load(&files.device, &found, context)?;
+    Ok((found, engine))
 }
 
 /// Room for a tensor of f32, zero.
@@ -297,38 +295,21 @@ fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
         }
     };
     probe(&args.files)?;
-    let (_, model) = load(&args.files, context)?;
-    let (vocab, tokens) = (model.config().vocab_size, lens.iter().sum::<usize>());
-    let size = ArenaSize { tokens, rows: tokens };
-    let mut batch = Batch::with_capacity(size, b);
-    for (row, &len) in lens.iter().enumerate() {
-        batch.push(&ids[row * l..row * l + len], 0..len as u32);
-    }
+    let (_, engine) = load(&args.files, context)?;
+    let vocab = engine.config().vocab_size;
+    let sequences: Vec<&[u32]> =
+        lens.iter().enumerate().map(|(row, &len)| &ids[row * l..row * l + len]).collect();
     let mask = match (&allow, args.attention) {
         (Some((allow, shared)), _) => Mask::Explicit { allow, len: l, shared: *shared },
         (None, Attention::Causal) => Mask::Causal,
         (None, Attention::Bidirectional) => Mask::Full,
     };
-    let longest = lens.iter().copied().max().unwrap_or(0);
     // The largest of all, so it is the first to be refused.
     let mut logits = zeros(&[b, l, vocab])?;
-    let mut arena = Arena::new(model.backend(), model.config(), size, longest)?;
-    let mut seconds = Vec::new();
-    let rows = lens.iter().enumerate().flat_map(|(row, &len)| row * l..row * l + len);
-    let rows: Vec<usize> = rows.collect();
-    model.forward(&batch, &mut arena, mask)?;
-    model.head(tokens, &mut arena, |range, chunk| {
-        for (i, row) in rows[range].iter().enumerate() {
-            model.backend().read(chunk, i * vocab, &mut logits[row * vocab..(row + 1) * vocab])?;
-        }
-        Ok(())
+    let rows: Vec<usize> = lens.iter().enumerate().flat_map(|(row, &len)| row * l..row * l + len).collect();
+    let mut seconds = engine.logits(&sequences, mask, args.repeat, &mut |number, row| {
+        logits[rows[number] * vocab..][..vocab].copy_from_slice(row);
     })?;
-    for _ in 0..args.repeat {
-        let start = Instant::now();
-        model.forward(&batch, &mut arena, mask)?;
-        model.head(tokens, &mut arena, |_, _| Ok(()))?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
     for value in &mut logits {
         *value = f32::from_bits(value.to_bits().to_le());
     }
@@ -371,7 +352,7 @@ fn sample(args: &SampleArgs, context: &Context) -> Result<()> {
         u_unmask: uniforms("u_unmask", !args.confidence, steps.saturating_sub(1))?,
     };
     probe(&args.files)?;
-    let (files, model) = load(&args.files, context)?;
+    let (files, engine) = load(&args.files, context)?;
     let mask_id = args
         .mask_id
         .or(files.special.mask.as_ref().map(|m| m.id))
@@ -387,10 +368,10 @@ fn sample(args: &SampleArgs, context: &Context) -> Result<()> {
     let bytes_of = |ids: &[u32]| ids.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect::<Vec<u8>>();
     let width = l.saturating_sub(usize::from(options.shift));
     if args.plan {
-        let result = planned(&model, &input, &options)?;
+        let result = engine.planned(&input, &options)?;
         return write(&args.files, context, &[("final", Dtype::I32, vec![b, width], &bytes_of(&result))]);
     }
-    let out = model.backend().run(|| plain_loop(&model, &input, &options))?;
+    let out = engine.plain_loop(&input, &options)?;
     write(
         &args.files,
         context,

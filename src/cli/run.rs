@@ -4,7 +4,6 @@
 //! does not grow with their number.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,14 +11,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Context;
 use super::args::OutputArgs;
 use super::common::Speller;
-use super::device::Machine;
+use super::engine::Engine;
 use super::trace::Form;
 use super::watch::Watch;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::io::AtomicFile;
-use crate::model::{ArenaSize, Model};
-use crate::sample::{Generation, Limits, Observer, Request, Sampler, Step, Trace};
+use crate::model::ArenaSize;
+use crate::sample::{Generation, Limits, Observer, Pace, Request, Step, Trace};
 
 /// Rows of a forward pass up to which more sequences are taken in, as long as there are any.
 const ROWS: usize = 2048;
@@ -64,7 +63,7 @@ pub fn limits(config: &ModelConfig, requests: &[Request], most: Option<usize>) -
 
 /// A run: rounds of requests on one model, shown as one.
 pub struct Session<'a> {
-    model: &'a Arc<Model<Machine>>,
+    engine: &'a dyn Engine,
     context: &'a Context,
     watch: Option<Watch<'a>>,
     tracing: bool,
@@ -82,7 +81,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Those of [`Form::of`] and [`AtomicFile::probe`], for a trace that cannot be written.
     pub fn new(
-        model: &'a Arc<Model<Machine>>,
+        engine: &'a dyn Engine,
         speller: Speller<'a>,
         output: &OutputArgs,
         context: &'a Context,
@@ -104,7 +103,7 @@ impl<'a> Session<'a> {
         let spell = move |id| speller.piece(id);
         let watch = || Watch::new(spell, context.terminal, output.fps, context.interrupt.clone());
         Ok(Self {
-            model,
+            engine,
             context,
             watch: output.watch.then(watch),
             tracing: output.trace.is_some(),
@@ -125,8 +124,8 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Those of the sampler as a whole; what befalls one request is in its result.
     pub fn run(&mut self, requests: &[Request]) -> Result<Outcome> {
-        let limits = limits(self.model.config(), requests, None);
-        let mut sampler = Sampler::new(Arc::clone(self.model), limits)?;
+        let limits = limits(self.engine.config(), requests, None);
+        let mut sampler = self.engine.sampler(limits)?;
         let mut tap = Tap::new(requests, self);
         let results = sampler.generate_with(requests, &mut tap)?;
         Ok(tap.finish(results))
@@ -206,6 +205,11 @@ impl Drop for Session<'_> {
 }
 
 impl Observer for Tap<'_, '_> {
+    fn pace(&self) -> Pace {
+        let every = self.traces.is_some() || self.session.watch.is_some();
+        if every { Pace::EveryStep } else { Pace::Often }
+    }
+
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
         let at = step.request;
         if let Some(trace) = self.traces.as_mut().and_then(|t| t.get_mut(at)) {

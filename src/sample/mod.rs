@@ -3,6 +3,7 @@
 mod autoregressive;
 mod checks;
 mod plain;
+mod plan;
 mod request;
 mod running;
 mod sampler;
@@ -10,6 +11,7 @@ mod steps;
 mod trace;
 
 pub use plain::{PlainInput, PlainOptions, PlainOutput, plain_loop, planned};
+pub use plan::{MemoryPlan, most_sequences};
 pub use request::{Canvas, Commit, CountSchedule, Finish, Generation, Order, Part, Request, Step};
 pub use sampler::{Limits, Observer, Pace, Sampler};
 pub use trace::{Trace, TraceStep};

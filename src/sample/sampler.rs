@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::autoregressive::Decoder;
+use super::plan;
 use super::request::{Generation, Request, Step};
 use super::running::{GivenNoise, Rules, Running};
 use super::steps::Steps;
@@ -114,6 +115,7 @@ impl<B: Forward + Denoise> Sampler<B> {
                 "a sampler needs room for at least one sequence and one token".into(),
             ));
         }
+        plan::check(&model, limits)?;
         let size = ArenaSize { tokens: limits.tokens, rows: limits.tokens };
         let longest = limits.tokens.min(model.config().max_positions);
         Ok(Self {

@@ -182,6 +182,10 @@ impl<D: Device> Backend for Cuda<D> {
         [self.dtype.size(), Dtype::F32.size()]
     }
 
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
     fn free_memory(&self) -> Option<u64> {
         self.device.free_memory().ok()
     }

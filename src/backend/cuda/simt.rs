@@ -91,6 +91,18 @@ pub struct Geometry {
     pub shared: u32,
 }
 
+/// What the names of kernels begin with whose accesses are not announced.
+const UNWATCHED: &str = "unwatched_";
+
+/// Whether this machine has the instructions of the copies of the kernels that announce no access.
+fn runs_unwatched() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has || !FUSED
+}
+
 /// What is done to launches before they start.
 pub type Change = Box<dyn Fn(&mut Launch<'_>) + Send + Sync>;
 type Tamper = Arc<dyn Fn(&mut Launch<'_>) + Send + Sync>;
@@ -190,7 +202,7 @@ impl Simt {
         // SAFETY: `each` takes the context for what it is, and is called before this returns.
         unsafe { simt_kernels((&raw mut list).cast(), each) };
         list.retain(|(_, file, _)| !file.starts_with("cuda/simt/"));
-        list.retain(|(name, ..)| !name.starts_with("plant_"));
+        list.retain(|(name, ..)| !name.starts_with("plant_") && !name.starts_with(UNWATCHED));
         list.sort();
         list
     }
@@ -283,8 +295,13 @@ impl Simt {
                 )
             }
         };
-        let mut found = start(&c_string(&format!("{}{}", self.shared.prefix, launch.kernel)));
-        if found == u32::MAX && !self.shared.prefix.is_empty() {
+        let prefix = if self.shared.prefix.is_empty() && !self.shared.options.check && runs_unwatched() {
+            UNWATCHED
+        } else {
+            self.shared.prefix.as_str()
+        };
+        let mut found = start(&c_string(&format!("{prefix}{}", launch.kernel)));
+        if found == u32::MAX && !prefix.is_empty() {
             // A kernel of a file that has no mutant.
             found = start(&c_string(launch.kernel));
         }

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
@@ -24,7 +23,7 @@ use super::terminal::{note, println};
 use super::{device, run as driver};
 use crate::error::{Error, Result};
 use crate::io::{ModelFiles, is_device, is_same};
-use crate::sample::{Request, Sampler};
+use crate::sample::Request;
 
 /// The arguments of `batch`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -161,7 +160,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
 
     let mut totals = tap::Totals::default();
     let mut bad = 0;
-    let mut model = None;
+    let mut engine = None;
     let bar = context.progress((lines.len() - done.len().min(lines.len())) as u64, args.quiet);
     let mut rest = lines.iter().enumerate().filter(|(index, _)| !done.contains(index)).peekable();
     while rest.peek().is_some() && !totals.interrupted {
@@ -188,12 +187,12 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
             totals.interrupted = context.interrupt.raised();
             continue;
         }
-        let model = match &model {
-            Some(model) => model,
-            None => model.insert(device::load(&args.model.device, &files, context)?),
+        let engine = match &engine {
+            Some(engine) => engine,
+            None => engine.insert(device::load(&args.model.device, &files, context)?),
         };
         let limits = driver::limits(&files.config, &requests, args.batch.map(NonZeroUsize::get));
-        let mut sampler = Sampler::new(Arc::clone(model), limits)?;
+        let mut sampler = engine.sampler(limits)?;
         let mut tap = Tap::new(&requests, jobs, speller, &files.name, context, &mut sink, &bar, &mut totals);
         sampler.generate_with(&requests, &mut tap)?;
         tap.finish()?;

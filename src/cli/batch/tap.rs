@@ -14,7 +14,7 @@ use crate::cli::infill::{best, candidates};
 use crate::cli::record::{self, Record};
 use crate::cli::run::rate;
 use crate::error::{Error, Result};
-use crate::sample::{Generation, Observer, Request, Step};
+use crate::sample::{Generation, Observer, Pace, Request, Step};
 
 /// A line of the input and the requests it became.
 pub struct Job {
@@ -187,6 +187,10 @@ impl<'a> Tap<'a> {
 }
 
 impl Observer for Tap<'_> {
+    fn pace(&self) -> Pace {
+        Pace::Often
+    }
+
     fn step(&mut self, step: Step<'_>) -> ControlFlow<()> {
         self.clock.seen(step.request);
         if !self.bar.is_hidden() {
