@@ -134,9 +134,12 @@ KERNEL(NEEDS_THREADS, 4, needs_select,
   const uint32_t idle_end = s + 1 == sequences ? row_count : own_rows.end;
   for (uint32_t r = own_rows.first + used + threadIdx.x; r < idle_end; r += NEEDS_THREADS)
     idle_row(r, rows, row_positions, params);
-  if (threadIdx.x < 4) {
-    const uint32_t place[4] = {own_rows.first, own_rows.end - own_rows.first, start, length};
-    places[static_cast<int64_t>(s) * 4 + threadIdx.x] = active ? place[threadIdx.x] : 0u;
+  if (threadIdx.x == 0) {
+    uint32_t* place = places + static_cast<int64_t>(s) * 4;
+    place[0] = active ? own_rows.first : 0;
+    place[1] = active ? own_rows.end - own_rows.first : 0;
+    place[2] = active ? start : 0;
+    place[3] = active ? length : 0;
+    if (active) passes[s] += 1;
   }
-  if (threadIdx.x == 0 && active) passes[s] += 1;
 }

@@ -36,12 +36,14 @@ pub mod diffusion;
 pub mod element;
 pub mod error;
 pub mod io;
+pub mod measure;
 pub mod model;
 pub mod ranking;
 pub mod rng;
 pub mod sample;
 pub mod selftest;
 pub mod shift;
+pub mod synthetic;
 
 pub use error::{Error, Result};
 pub use model::Model;

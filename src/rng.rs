@@ -25,6 +25,8 @@ pub enum Purpose {
     Attention = 6,
     /// Gumbel noise on logits (Gumbel-max draws on the GPU).
     Gumbel = 7,
+    /// Synthetic weights.
+    Weights = 8,
 }
 
 /// One 10-round Philox4x32 block.

@@ -21,7 +21,7 @@ fn logits_under_every_mask() {
 
 #[test]
 fn samplers_token_for_token() {
-    golden_cases::samplers_token_for_token(&load);
+    golden_cases::samplers_token_for_token(&load, &common::golden::MODELS, usize::MAX);
 }
 
 #[test]

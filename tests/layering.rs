@@ -1,18 +1,18 @@
 //! The direction of imports. A module may import what stands below it and nothing else:
 //!
-//! error, element, rng, config, shift, ranking  <-  backend, io, diffusion  <-  model  <-  sample, train, eval
-//! <-  serve, profile, selftest  <-  cli  <-  main. Modules of one level do not import one another, except
+//! error, element, rng, config, shift, ranking, synthetic  <-  backend, io, diffusion  <-  model  <-  sample, train, eval
+//! <-  serve, profile, selftest, measure  <-  cli  <-  main. Modules of one level do not import one another, except
 //! for the leaves.
 
 use std::path::{Path, PathBuf};
 
 /// Modules by level, lowest first. Those of the first level may import one another.
 const LEVELS: [&[&str]; 6] = [
-    &["error", "element", "rng", "config", "shift", "ranking"],
+    &["error", "element", "rng", "config", "shift", "ranking", "synthetic"],
     &["backend", "io", "diffusion"],
     &["model"],
     &["sample", "train", "eval"],
-    &["serve", "profile", "selftest"],
+    &["serve", "profile", "selftest", "measure"],
     &["cli"],
 ];
 

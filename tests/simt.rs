@@ -85,6 +85,11 @@ fn unmask() {
 }
 
 #[test]
+fn random() {
+    run("random");
+}
+
+#[test]
 fn needs() {
     run("needs");
 }

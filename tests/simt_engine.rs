@@ -8,12 +8,13 @@ mod golden_cases;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::GOLDEN;
 use lacuna::backend::Confidence;
-use lacuna::backend::cuda::Cuda;
-use lacuna::backend::cuda::simt::{Options, Simt};
+use lacuna::backend::cuda::simt::{Limits as SimtLimits, Options, Simt};
+use lacuna::backend::cuda::{Counts, Cuda, Device};
 use lacuna::io::ModelFiles;
 use lacuna::model::{LoadOptions, Model};
-use lacuna::sample::{Canvas, CountSchedule, Limits, Order, Part, Request, Sampler};
+use lacuna::sample::{Canvas, CountSchedule, Limits, MemoryPlan, Order, Part, Request, Sampler};
 
 /// A machine that does not watch every access: `lacuna selftest` and `tests/simt.rs` do that.
 fn machine() -> Cuda<Simt> {
@@ -37,7 +38,7 @@ fn golden_logits_under_every_mask() {
 
 #[test]
 fn golden_samplers_token_for_token() {
-    golden_cases::samplers_token_for_token(&load);
+    golden_cases::samplers_token_for_token(&load, &[GOLDEN[0].0, GOLDEN[2].0], 1);
 }
 
 #[test]
@@ -111,6 +112,148 @@ fn tokens_are_those_of_the_cpu_alone_and_in_batches() {
             for (p, (a, b)) in got.log_prob.iter().zip(&expected.log_prob).enumerate() {
                 assert!((a - b).abs() < 1e-3, "request {i}, position {p}: log probability {a}, expected {b}");
             }
+        }
+    }
+}
+
+fn counts(sampler: &Sampler<Cuda<Simt>>) -> Counts {
+    sampler.model().backend().device().counts()
+}
+
+/// A canvas of one length, at the machine's full pace.
+fn fixed_steps(order: Order, steps: usize) -> Vec<Request> {
+    [9, 9]
+        .iter()
+        .enumerate()
+        .map(|(i, &length)| {
+            let mut request = Request::new(Canvas::prefix(&[1], length));
+            (request.order, request.steps, request.seed) = (order, steps, 70 + i as u64);
+            request.stop_at_eos = false;
+            request
+        })
+        .collect()
+}
+
+/// Where the number of steps is known, a step is one replay: no launch of its own, no allocation, no copy, and the host
+/// waits for nothing until all are done.
+#[test]
+fn a_step_of_a_known_plan_is_a_replay_and_nothing_else() {
+    let remasking = Order::Confidence {
+        by: Confidence::MaxProb,
+        schedule: CountSchedule::Linear,
+        noise: 0.2,
+        remask: true,
+    };
+    let mut sampler = Sampler::new(bundled(), Limits { sequences: 2, tokens: 20 }).unwrap();
+    for order in [CONFIDENT, remasking] {
+        let mut seen = Vec::new();
+        for steps in [3, 3, 9] {
+            let before = counts(&sampler);
+            let results = sampler.generate_with(&fixed_steps(order, steps), &mut ()).unwrap();
+            assert!(results.iter().all(|r| r.as_ref().unwrap().nfe == steps), "{order:?}");
+            seen.push(counts(&sampler) - before);
+        }
+        // All shapes of 3 steps were seen in the first run; of the nine steps some are new.
+        assert_eq!((seen[1].launches, seen[1].replays), (0, 3), "{order:?}: {seen:?}");
+        for counts in &seen {
+            assert_eq!((counts.allocations, counts.uploads), (0, 0), "{order:?}: {counts:?}");
+            assert_eq!((counts.downloads, counts.synchronizations), (5, 5), "{order:?}: the canvases, once");
+            assert_eq!(counts.sends, seen[0].sends, "{order:?}: {counts:?}");
+        }
+    }
+    // The paper's order, whose rows vary: by the second run every step is a replay.
+    for seed in 0..2 {
+        let mut requests = fixed_steps(Order::Random, 5);
+        requests.iter_mut().for_each(|r| r.seed = 4);
+        sampler.generate_with(&requests, &mut ()).unwrap();
+        let before = counts(&sampler);
+        let results = sampler.generate_with(&requests, &mut ()).unwrap();
+        let nfe = results.iter().map(|r| r.as_ref().unwrap().nfe).max().unwrap() as u64;
+        let counts = counts(&sampler) - before;
+        assert_eq!(
+            (counts.launches, counts.allocations, counts.uploads),
+            (0, 0, 0),
+            "seed {seed}: {counts:?}"
+        );
+        assert_eq!(counts.replays, nfe, "{counts:?}");
+    }
+}
+
+/// A threshold needs to know what it committed: one small copy a step.
+#[test]
+fn a_step_of_a_threshold_is_looked_at_once() {
+    let mut sampler = Sampler::new(bundled(), Limits { sequences: 2, tokens: 20 }).unwrap();
+    let order = Order::Threshold { by: Confidence::MaxProb, tau: 0.2 };
+    let before = counts(&sampler);
+    let results = sampler.generate_with(&fixed_steps(order, 1), &mut ()).unwrap();
+    let counts = counts(&sampler) - before;
+    let steps = results.iter().map(|r| r.as_ref().unwrap().nfe as u64).max().unwrap();
+    // Five more for the canvases, each time that a sequence is done.
+    assert!(counts.downloads <= steps + 2 * 5, "{steps} steps: {counts:?}");
+    assert_eq!(counts.allocations, 0, "{counts:?}");
+}
+
+/// A driver that is lost in the middle: an error that says so, at once, whenever it happens.
+#[test]
+fn a_machine_that_is_lost_is_an_error() {
+    for lose_after in [0, 1, 37, 100, 250] {
+        let limits = SimtLimits { memory: None, lose_after: Some(lose_after) };
+        let machine = Simt::with_limits(Options { seed: 0, check: false }, limits);
+        let files = ModelFiles::bundled().unwrap();
+        let error = match Model::load(Cuda::new(machine), &files, LoadOptions::default()) {
+            Err(error) => error,
+            Ok(model) => {
+                let sampler = Sampler::new(Arc::new(model), Limits { sequences: 2, tokens: 20 });
+                let done = sampler.and_then(|mut s| s.generate_with(&fixed_steps(Order::Random, 8), &mut ()));
+                done.map(|_| ()).expect_err("the machine was lost")
+            }
+        };
+        assert_eq!(error.exit_code(), 8, "{error}");
+        assert!(error.to_string().contains("CUDA_ERROR_LAUNCH_FAILED"), "{error}");
+    }
+}
+
+/// What does not fit is said before anything is computed, with what would.
+#[test]
+fn too_little_memory_says_what_would_fit() {
+    let files = ModelFiles::bundled().unwrap();
+    let machine = |memory: u64| {
+        Cuda::new(Simt::with_limits(
+            Options { seed: 0, check: false },
+            SimtLimits { memory: Some(memory), lose_after: None },
+        ))
+    };
+    // Not even the weights.
+    let error = Model::load(machine(1 << 20), &files, LoadOptions::default()).map(|_| ()).unwrap_err();
+    assert_eq!(error.exit_code(), 7, "{error}");
+    let model = Arc::new(Model::load(machine(24 << 20), &files, LoadOptions::default()).unwrap());
+    let refused = |sequences: usize| {
+        let limits = Limits { sequences, tokens: 128 * sequences };
+        Sampler::new(model.clone(), limits).map(|_| ()).unwrap_err().to_string()
+    };
+    let message = refused(64);
+    let (_, rest) = message.split_once("of that length, ").expect(&message);
+    let most: usize = rest.split(' ').next().unwrap().parse().unwrap();
+    assert!((1..64).contains(&most), "{message}");
+    // As many do fit, and one more does not.
+    Sampler::new(model.clone(), Limits { sequences: most, tokens: 128 * most }).unwrap();
+    refused(most + 1);
+}
+
+/// The plan of memory is what is allocated.
+#[test]
+fn the_memory_plan_is_what_is_allocated() {
+    for dir in ["golden/gpt2-tiny", "golden/llama-tiny"] {
+        let model = load(&common::fixture(dir));
+        for limits in [Limits { sequences: 1, tokens: 33 }, Limits { sequences: 4, tokens: 100 }] {
+            let device = model.backend().device();
+            let before = device.free_memory().unwrap();
+            let sampler = Sampler::new(model.clone(), limits).unwrap();
+            let taken = u128::from(before - device.free_memory().unwrap());
+            let plan = MemoryPlan::new(&model, limits);
+            assert_eq!(taken, plan.of_generating(), "{dir} {limits:?}: {plan:?}");
+            drop(sampler);
+            assert_eq!(device.free_memory().unwrap(), before);
         }
     }
 }

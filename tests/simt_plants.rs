@@ -106,6 +106,10 @@ fn unmask_and_commit() {
         ("commit_barrier", "commit", race),
         ("commit_left", "commit", "output not written"),
         ("commit_slot", "commit", overrun),
+        ("needs_barrier", "needs", race),
+        ("needs_place", "needs", "output not written"),
+        ("needs_past", "needs", overrun),
+        ("random_past", "random", overrun),
     ] {
         let file = format!("{kernel}.cu");
         planted(plant, kernel, &file, kind);

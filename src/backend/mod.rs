@@ -18,8 +18,9 @@ pub use unmask::{
     Confidence, NO_TOKEN, NoiseAddress, RowDraw, RowNoise, RowParams, UNMASK_WORDS, Unmask, unmask_words,
 };
 
-use crate::element::{Element, StoredTensor};
+use crate::element::{Dtype, Element, StoredTensor};
 use crate::error::Result;
+use crate::synthetic::SyntheticTensor;
 
 /// How a stored matrix relates inputs to outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn matrix(&self, tensor: &StoredTensor, layout: Layout) -> Result<Self::Matrix>;
     /// Takes a stored tensor as activations (norm weights, biases), widened.
     fn vector(&self, tensor: &StoredTensor) -> Result<Self::Buffer>;
+    /// A weight that is made up, as the machine would store it.
+    fn synthetic_matrix(&self, tensor: &SyntheticTensor, layout: Layout) -> Result<Self::Matrix> {
+        self.matrix(&tensor.stored(Dtype::Bf16)?, layout)
+    }
+    /// Made-up norm weights and biases.
+    fn synthetic_vector(&self, tensor: &SyntheticTensor) -> Result<Self::Buffer> {
+        self.vector(&tensor.stored(Dtype::Bf16)?)
+    }
     /// Bytes of `matrix` that live outside the file map.
     fn copied_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// Room for the places of `sequences` sequences.

@@ -1,6 +1,7 @@
 //! The one place that knows which machines there are.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +16,8 @@ use crate::backend::{Backend, Denoise, Forward};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
-use crate::model::{LoadOptions, MemoryReport, Model};
+use crate::measure::{self, Timing};
+use crate::model::{LoadOptions, MemoryReport, Model, SyntheticShape};
 
 /// The CPU, for what is done on it in any case.
 ///
@@ -51,31 +53,57 @@ pub fn check(args: &DeviceArgs) -> Result<()> {
     }
 }
 
+/// Where weights come from.
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    /// Files, whose every number is checked to be finite.
+    Files(&'a ModelFiles),
+    /// A shape and a seed.
+    Synthetic(SyntheticShape, u64),
+}
+
 /// Loads the weights of `files` onto the machine that `--device` names; every number is checked to be finite.
 ///
 /// # Errors
 /// Those of [`check`] and [`Model::load`].
 pub fn load(args: &DeviceArgs, files: &ModelFiles, context: &Context) -> Result<Box<dyn Engine>> {
+    engine(args, Weights::Files(files), context)
+}
+
+/// Makes up weights on that machine.
+///
+/// # Errors
+/// Those of [`check`] and [`Model::synthetic`].
+pub fn synthetic(
+    args: &DeviceArgs,
+    shape: SyntheticShape,
+    seed: u64,
+    context: &Context,
+) -> Result<Box<dyn Engine>> {
+    engine(args, Weights::Synthetic(shape, seed), context)
+}
+
+fn engine(args: &DeviceArgs, weights: Weights<'_>, context: &Context) -> Result<Box<dyn Engine>> {
     check(args)?;
     let dtype = args.dtype.map(Dtype::from);
     match Place::named(&args.device)? {
         Place::Cpu => {
             let cpu = cpu(args)?;
             let device = format!("cpu, {} threads, {}", cpu.threads(), cpu.level());
-            load_on(cpu, &device, args, files, context)
+            load_on(cpu, device, Dtype::F32, args, weights, context)
         }
-        Place::Simt => simt(dtype.unwrap_or(Dtype::F32), args, files, context),
+        Place::Simt => simt(dtype.unwrap_or(Dtype::F32), args, weights, context),
         Place::Cuda(ordinal) => {
             let card = Card::open(ordinal)?;
             let dtype = dtype.unwrap_or(Dtype::Bf16);
             let device = format!("cuda:{ordinal}, {}, {dtype}", describe(card.facts()));
-            load_on(Cuda::with_dtype(card, dtype), &device, args, files, context)
+            load_on(Cuda::with_dtype(card, dtype), device, dtype, args, weights, context)
         }
     }
 }
 
 #[cfg(feature = "simt")]
-fn simt(dtype: Dtype, args: &DeviceArgs, files: &ModelFiles, context: &Context) -> Result<Box<dyn Engine>> {
+fn simt(dtype: Dtype, args: &DeviceArgs, weights: Weights<'_>, context: &Context) -> Result<Box<dyn Engine>> {
     use crate::backend::cuda::simt::{Limits, Options, Simt};
 
     let number = |name: &str| -> Result<Option<u64>> {
@@ -86,38 +114,90 @@ fn simt(dtype: Dtype, args: &DeviceArgs, files: &ModelFiles, context: &Context) 
     let limits =
         Limits { memory: number("LACUNA_SIMT_MEMORY")?, lose_after: number("LACUNA_SIMT_LOSE_AFTER")? };
     let machine = Simt::with_limits(Options { seed: 0, check: false }, limits);
-    let device = format!("simt, {dtype}");
-    load_on(Cuda::with_dtype(machine, dtype), &device, args, files, context)
+    let device = format!("host SIMT machine, {dtype}");
+    load_on(Cuda::with_dtype(machine, dtype), device, dtype, args, weights, context)
 }
 
 #[cfg(not(feature = "simt"))]
-fn simt(_: Dtype, _: &DeviceArgs, _: &ModelFiles, _: &Context) -> Result<Box<dyn Engine>> {
-    Place::named("simt").and_then(|_| Err(Error::request("--device simt: built without it")))
+fn simt(_: Dtype, _: &DeviceArgs, _: Weights<'_>, _: &Context) -> Result<Box<dyn Engine>> {
+    Err(Error::request("--device simt: this program was built without the SIMT machine"))
 }
 
 fn load_on<B: Forward + Denoise + Backend<Elem = f32>>(
     backend: B,
-    device: &str,
+    device: String,
+    dtype: Dtype,
     args: &DeviceArgs,
-    files: &ModelFiles,
+    weights: Weights<'_>,
     context: &Context,
 ) -> Result<Box<dyn Engine>> {
     context.interrupt.check()?;
     let start = Instant::now();
-    let model = Arc::new(Model::load(backend, files, LoadOptions { check_finite: true })?);
-    // What was sent to a card is there once it can be asked something.
+    let model = match weights {
+        Weights::Files(files) => Model::load(backend, files, LoadOptions { check_finite: true })?,
+        Weights::Synthetic(shape, seed) => Model::synthetic(backend, shape, seed)?,
+    };
+    // What was sent to a card is there once it has nothing left to do.
     model.backend().synchronize()?;
     if args.verbose {
         let MemoryReport { parameters, copied_bytes, mapped_bytes } = model.memory();
         let (seconds, bytes) = (start.elapsed().as_secs_f64(), copied_bytes + mapped_bytes);
         note(&format!("computing on {device}"));
         note(&format!(
-            "{parameters} parameters, {} loaded and checked in {seconds:.2} s, {:.2} GB/s",
+            "{parameters} parameters, {} loaded in {seconds:.2} s, {:.2} GB/s",
             indicatif::HumanBytes(bytes),
             bytes as f64 / 1e9 / seconds.max(1e-9)
         ));
     }
-    Ok(Box::new(Loaded { model, verbose: args.verbose.into() }))
+    Ok(Box::new(Loaded { model: Arc::new(model), device, dtype, verbose: args.verbose.into() }))
+}
+
+/// Times the kernels on a card, or on the SIMT machine; `each` gets the device's name with every timing.
+///
+/// # Errors
+/// [`Error::Request`] for the CPU; those of [`check`] and [`measure::kernels`].
+pub fn kernels(
+    args: &DeviceArgs,
+    filter: &str,
+    quick: bool,
+    each: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
+) -> Result<()> {
+    let dtype = args.dtype.map_or(Dtype::Bf16, Dtype::from);
+    match Place::named(&args.device)? {
+        Place::Cpu => Err(Error::request(
+            "bench kernels times a card's kernels: give --device cuda (the CPU's are timed by cargo bench)",
+        )),
+        Place::Cuda(ordinal) => {
+            let card = Card::open(ordinal)?;
+            let name = card.facts().name.clone();
+            measure::kernels(&Cuda::with_dtype(card, dtype), filter, quick, &mut |t| each(&name, t))
+        }
+        Place::Simt => simt_kernels(dtype, filter, quick, each),
+    }
+}
+
+#[cfg(feature = "simt")]
+fn simt_kernels(
+    dtype: Dtype,
+    filter: &str,
+    quick: bool,
+    each: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
+) -> Result<()> {
+    use crate::backend::cuda::simt::{Options, Simt};
+
+    let cuda = Cuda::with_dtype(Simt::new(Options { seed: 0, check: false }), dtype);
+    let name = cuda.device().facts().name.clone();
+    measure::kernels(&cuda, filter, quick, &mut |t| each(&name, t))
+}
+
+#[cfg(not(feature = "simt"))]
+fn simt_kernels(
+    _: Dtype,
+    _: &str,
+    _: bool,
+    _: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
+) -> Result<()> {
+    Err(Error::request("--device simt: this program was built without the SIMT machine"))
 }
 
 /// Where `lacuna selftest` tests.

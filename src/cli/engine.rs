@@ -9,6 +9,7 @@ use indicatif::HumanBytes;
 use super::terminal::note;
 use crate::backend::{Backend, Denoise, Forward, Mask};
 use crate::config::ModelConfig;
+use crate::element::Dtype;
 use crate::error::Result;
 use crate::model::{Arena, ArenaSize, Batch, Model};
 use crate::sample::{
@@ -20,6 +21,10 @@ use crate::sample::{
 /// costs nothing.
 pub trait Engine: Send + Sync {
     fn config(&self) -> &ModelConfig;
+
+    /// The machine, for people, and what activations are computed in.
+    fn device(&self) -> &str;
+    fn dtype(&self) -> Dtype;
 
     /// A sampler with buffers for `limits`.
     ///
@@ -77,6 +82,8 @@ impl<B: Forward + Denoise> Generate for Sampler<B> {
 /// A model on one kind of machine.
 pub struct Loaded<B: Backend> {
     pub model: Arc<Model<B>>,
+    pub device: String,
+    pub dtype: Dtype,
     /// Whether to say what samplers take; set back once it was said.
     pub verbose: AtomicBool,
 }
@@ -111,6 +118,14 @@ impl<B: Forward + Denoise> Loaded<B> {
 impl<B: Forward + Denoise + Backend<Elem = f32>> Engine for Loaded<B> {
     fn config(&self) -> &ModelConfig {
         self.model.config()
+    }
+
+    fn device(&self) -> &str {
+        &self.device
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     fn sampler(&self, limits: Limits) -> Result<Box<dyn Generate>> {

@@ -3,6 +3,7 @@
 
 mod args;
 mod batch;
+mod bench;
 mod common;
 mod device;
 mod engine;
@@ -60,7 +61,7 @@ With --json an error is also an object on standard output:
 {\"error\": \"...\", \"code\": 2}. Ctrl-C stops after the step at hand and keeps
 what there is; a second one stops at once, as does the first before there is
 anything to keep. NO_COLOR turns colours off.
-LACUNA_MODEL is the default of --model.";
+LACUNA_MODEL is the default of --model, LACUNA_DEVICE that of --device.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
@@ -76,6 +77,8 @@ enum Command {
     Tokenize(tokenize::Args),
     /// Run explicit inputs, to compare with another implementation
     Replay(Box<replay::Args>),
+    /// Measure the denoising loop, or each kernel of a card
+    Bench(Box<bench::Args>),
     /// Test the kernels on this machine against the CPU
     Selftest(selftest::Args),
 }
@@ -90,6 +93,7 @@ impl Command {
             Command::Inspect(args) => args.json,
             Command::Tokenize(args) => args.json,
             Command::Replay(args) => args.json(),
+            Command::Bench(args) => args.json(),
             Command::Selftest(args) => args.json,
         }
     }
@@ -163,6 +167,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Inspect(args) => inspect::run(args, context),
         Command::Tokenize(args) => tokenize::run(args, context),
         Command::Replay(args) => replay::run(*args, context),
+        Command::Bench(args) => bench::run(*args, context),
         Command::Selftest(args) => selftest::run(&args, context),
     }
 }

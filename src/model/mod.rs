@@ -6,13 +6,15 @@ mod forward;
 mod head;
 mod names;
 mod params;
+mod synthetic;
 
 pub use arena::{Arena, ArenaSize, Batch};
 pub use cache::KvCache;
 pub(crate) use forward::Pass;
 pub use head::Drawing;
-pub use names::{Entry, Layout, NameScheme, layout};
+pub use names::{Entry, Layout, NameScheme, layout, parameters_of};
 pub use params::{Layer, Linear, MemoryReport, Mlp, Norm, Parameters, Qkv};
+pub use synthetic::SyntheticShape;
 
 use std::sync::Arc;
 

@@ -130,14 +130,10 @@ pub fn layout(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Layout> {
             got: if first.is_empty() { "no tensors".into() } else { format!("{} ...", first.join(", ")) },
         });
     };
-    let mut b = Builder { config, checkpoint, scheme, entries: Vec::new(), parameters: 0 };
+    let mut b = Builder { config, checkpoint: Some(checkpoint), scheme, entries: Vec::new(), parameters: 0 };
+    b.body()?;
     let (v, c) = (config.vocab_size, config.width);
-    b.take("embedding", scheme.embedding().to_owned(), &[v, c])?;
-    match config.family {
-        Family::Gpt2 => b.gpt2()?,
-        Family::Llama => b.llama()?,
-    }
-    let head = "lm_head.weight";
+    let head = HEAD;
     let noted = checkpoint.metadata().get(head).is_some_and(|t| t == scheme.embedding());
     let tied = config.tied || (checkpoint.get(head).is_none() && noted);
     if !tied {
@@ -166,6 +162,22 @@ pub fn layout(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Layout> {
     Ok(Layout { scheme, entries, ignored, parameters, tied, places })
 }
 
+/// Where an untied head is.
+const HEAD: &str = "lm_head.weight";
+
+/// The parameters of a network, without a checkpoint: tensor names and formats are those of a usual one.
+pub fn parameters_of(config: &ModelConfig) -> Vec<Entry> {
+    let scheme = NameScheme::of(config.family)[0];
+    let mut b = Builder { config, checkpoint: None, scheme, entries: Vec::new(), parameters: 0 };
+    let whole = b.body().and_then(|()| match config.tied {
+        true => Ok(()),
+        false => b.take("head", HEAD.to_owned(), &[config.vocab_size, config.width]),
+    });
+    // Without a checkpoint nothing can be missing.
+    debug_assert!(whole.is_ok());
+    b.entries
+}
+
 fn reason_to_ignore(name: &str, scheme: NameScheme, tied: bool) -> Option<&'static str> {
     if name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") {
         return Some("causal mask buffer");
@@ -187,7 +199,8 @@ fn reason_to_ignore(name: &str, scheme: NameScheme, tied: bool) -> Option<&'stat
 
 struct Builder<'a> {
     config: &'a ModelConfig,
-    checkpoint: &'a Checkpoint,
+    /// None: all is taken for granted.
+    checkpoint: Option<&'a Checkpoint>,
     scheme: NameScheme,
     entries: Vec<Entry>,
     parameters: u64,
@@ -195,23 +208,32 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn take(&mut self, parameter: &str, tensor: String, shape: &[usize]) -> Result<()> {
-        let stored = require(self.checkpoint, &tensor)?;
-        if stored.shape() != shape {
-            return Err(Error::Checkpoint {
-                path: self.checkpoint.path().to_path_buf(),
-                what: format!("shape of tensor {tensor}"),
-                expected: format!("{shape:?} by config.json"),
-                got: format!("{:?}", stored.shape()),
-            });
+        let mut dtype = Dtype::Bf16;
+        if let Some(checkpoint) = self.checkpoint {
+            let stored = require(checkpoint, &tensor)?;
+            if stored.shape() != shape {
+                return Err(Error::Checkpoint {
+                    path: checkpoint.path().to_path_buf(),
+                    what: format!("shape of tensor {tensor}"),
+                    expected: format!("{shape:?} by config.json"),
+                    got: format!("{:?}", stored.shape()),
+                });
+            }
+            dtype = stored.dtype();
         }
-        self.parameters += stored.len() as u64;
-        self.entries.push(Entry {
-            parameter: parameter.to_owned(),
-            tensor,
-            shape: shape.to_vec(),
-            dtype: stored.dtype(),
-        });
+        self.parameters += shape.iter().map(|&d| d as u64).product::<u64>();
+        self.entries.push(Entry { parameter: parameter.to_owned(), tensor, shape: shape.to_vec(), dtype });
         Ok(())
+    }
+
+    /// Everything but the head.
+    fn body(&mut self) -> Result<()> {
+        let (v, c) = (self.config.vocab_size, self.config.width);
+        self.take("embedding", self.scheme.embedding().to_owned(), &[v, c])?;
+        match self.config.family {
+            Family::Gpt2 => self.gpt2(),
+            Family::Llama => self.llama(),
+        }
     }
 
     fn gpt2(&mut self) -> Result<()> {

@@ -1,11 +1,15 @@
 //! The parameter table: the weights of a network as a backend holds them.
 
-use super::names::{Layout, layout, require};
+use std::collections::HashMap;
+
+use super::names::{Layout, layout, parameters_of, require};
+use super::synthetic::fill;
 use crate::backend::{self, Backend};
 use crate::config::{Family, ModelConfig};
-use crate::element::StoredTensor;
+use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
 use crate::io::{Checkpoint, checkpoint::non_finite};
+use crate::synthetic::SyntheticTensor;
 
 /// A matrix with an optional bias.
 pub struct Linear<B: Backend> {
@@ -79,12 +83,34 @@ impl<B: Backend> Parameters<B> {
         if check_finite {
             check(backend, &layout, checkpoint)?;
         }
-        let mut loader = Loader {
+        let tied = layout.tied;
+        let parameters = layout.parameters;
+        Self::from_source(backend, config, Source::Checkpoint { layout, checkpoint }, parameters, tied)
+    }
+
+    /// Makes up weights from a seed.
+    pub(super) fn synthetic(backend: &B, config: &ModelConfig, seed: u64) -> Result<(Self, MemoryReport)> {
+        let table = parameters_of(config);
+        let parameters = table.iter().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
+        let places = table.into_iter().enumerate().map(|(n, e)| (e.parameter, (n as u32, e.shape))).collect();
+        Self::from_source(
             backend,
-            layout: &layout,
-            checkpoint,
-            report: MemoryReport { parameters: layout.parameters, ..Default::default() },
-        };
+            config,
+            Source::Synthetic { config, seed, places },
+            parameters,
+            config.tied,
+        )
+    }
+
+    fn from_source(
+        backend: &B,
+        config: &ModelConfig,
+        source: Source<'_>,
+        parameters: u64,
+        tied: bool,
+    ) -> Result<(Self, MemoryReport)> {
+        let report = MemoryReport { parameters, ..Default::default() };
+        let mut loader = Loader { backend, source, report };
         let embedding = loader.matrix("embedding", backend::Layout::OutIn)?;
         let (positions, layers) = match config.family {
             Family::Gpt2 => (
@@ -96,7 +122,7 @@ impl<B: Backend> Parameters<B> {
             }
         };
         let norm = loader.norm("norm")?;
-        let head = if layout.tied { None } else { Some(loader.matrix("head", backend::Layout::OutIn)?) };
+        let head = if tied { None } else { Some(loader.matrix("head", backend::Layout::OutIn)?) };
         let report = loader.report;
         Ok((Self { embedding, positions, layers, norm, head }, report))
     }
@@ -120,43 +146,93 @@ fn check<B: Backend>(backend: &B, layout: &Layout, checkpoint: &Checkpoint) -> R
     })
 }
 
-struct Loader<'a, B: Backend> {
-    backend: &'a B,
-    layout: &'a Layout,
-    checkpoint: &'a Checkpoint,
-    report: MemoryReport,
+/// Where weights come from.
+enum Source<'a> {
+    Checkpoint {
+        layout: Layout,
+        checkpoint: &'a Checkpoint,
+    },
+    /// Number and shape of each parameter.
+    Synthetic {
+        config: &'a ModelConfig,
+        seed: u64,
+        places: HashMap<String, (u32, Vec<usize>)>,
+    },
 }
 
-impl<B: Backend> Loader<'_, B> {
-    fn stored(&self, parameter: &str) -> Result<Option<&StoredTensor>> {
-        self.layout.tensor(parameter).map(|name| require(self.checkpoint, name)).transpose()
+/// A parameter, as it will be.
+enum Found {
+    Stored(StoredTensor),
+    Synthetic(SyntheticTensor),
+}
+
+impl Source<'_> {
+    fn find(&self, parameter: &str) -> Result<Option<Found>> {
+        match self {
+            Source::Checkpoint { layout, checkpoint } => {
+                let tensor = layout.tensor(parameter).map(|name| require(checkpoint, name)).transpose()?;
+                Ok(tensor.cloned().map(Found::Stored))
+            }
+            Source::Synthetic { config, seed, places } => Ok(places.get(parameter).map(|(number, shape)| {
+                let (shape, fill) = (shape.clone(), fill(config, parameter));
+                Found::Synthetic(SyntheticTensor { shape, seed: *seed, parameter: *number, fill })
+            })),
+        }
     }
 
-    fn expected(&self, parameter: &str) -> Result<StoredTensor> {
-        self.stored(parameter)?.cloned().ok_or_else(|| Error::Checkpoint {
-            path: self.checkpoint.path().to_path_buf(),
+    fn expected(&self, parameter: &str) -> Result<Found> {
+        let path = match self {
+            Source::Checkpoint { checkpoint, .. } => checkpoint.path().to_path_buf(),
+            Source::Synthetic { .. } => "synthetic weights".into(),
+        };
+        self.find(parameter)?.ok_or_else(|| Error::Checkpoint {
+            path,
             what: format!("parameter {parameter}"),
             expected: "a tensor in the layout".into(),
             got: "none".into(),
         })
     }
+}
 
+struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    source: Source<'a>,
+    report: MemoryReport,
+}
+
+impl<B: Backend> Loader<'_, B> {
     fn matrix(&mut self, parameter: &str, layout: backend::Layout) -> Result<B::Matrix> {
-        let tensor = self.expected(parameter)?;
-        let matrix = self.backend.matrix(&tensor, layout)?;
-        let copied = self.backend.copied_bytes(&matrix) as u64;
-        self.report.copied_bytes += copied;
-        if copied == 0 {
-            self.report.mapped_bytes += tensor.bytes().len() as u64;
+        match self.source.expected(parameter)? {
+            Found::Stored(tensor) => {
+                let matrix = self.backend.matrix(&tensor, layout)?;
+                let copied = self.backend.copied_bytes(&matrix) as u64;
+                self.report.copied_bytes += copied;
+                if copied == 0 {
+                    self.report.mapped_bytes += tensor.bytes().len() as u64;
+                }
+                Ok(matrix)
+            }
+            Found::Synthetic(tensor) => {
+                let matrix = self.backend.synthetic_matrix(&tensor, layout)?;
+                // What the backend holds in place is in memory all the same: there is no file.
+                let made = (tensor.len()? * Dtype::Bf16.size()) as u64;
+                self.report.copied_bytes += (self.backend.copied_bytes(&matrix) as u64).max(made);
+                Ok(matrix)
+            }
         }
-        Ok(matrix)
+    }
+
+    fn vector_of(&mut self, found: &Found) -> Result<B::Buffer> {
+        let (vector, len) = match found {
+            Found::Stored(tensor) => (self.backend.vector(tensor)?, tensor.len()),
+            Found::Synthetic(tensor) => (self.backend.synthetic_vector(tensor)?, tensor.len()?),
+        };
+        self.report.copied_bytes += (len * self.backend.number_bytes()[0]) as u64;
+        Ok(vector)
     }
 
     fn vector(&mut self, parameter: &str) -> Result<Option<B::Buffer>> {
-        let Some(tensor) = self.stored(parameter)?.cloned() else { return Ok(None) };
-        let vector = self.backend.vector(&tensor)?;
-        self.report.copied_bytes += (tensor.len() * size_of::<B::Elem>()) as u64;
-        Ok(Some(vector))
+        self.source.find(parameter)?.map(|found| self.vector_of(&found)).transpose()
     }
 
     fn linear(&mut self, parameter: &str, layout: backend::Layout) -> Result<Linear<B>> {
@@ -167,9 +243,8 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn norm(&mut self, parameter: &str) -> Result<Norm<B>> {
-        let weight = self.expected(&format!("{parameter}.weight"))?;
-        self.report.copied_bytes += (weight.len() * size_of::<B::Elem>()) as u64;
-        Ok(Norm { weight: self.backend.vector(&weight)?, bias: self.vector(&format!("{parameter}.bias"))? })
+        let weight = self.source.expected(&format!("{parameter}.weight"))?;
+        Ok(Norm { weight: self.vector_of(&weight)?, bias: self.vector(&format!("{parameter}.bias"))? })
     }
 
     /// GPT-2: fused projections, stored `[in, out]` (Conv1D).

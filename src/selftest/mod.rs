@@ -19,6 +19,7 @@ mod matmul;
 mod needs;
 mod norm;
 mod probe;
+mod random;
 mod rope;
 mod unmask;
 
@@ -122,6 +123,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         mask::cases(grid),
         attention::cases(grid),
         cast::cases(grid),
+        random::cases(grid),
         matmul::cases(grid),
         head::cases(grid),
         compact::cases(grid),

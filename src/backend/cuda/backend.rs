@@ -7,6 +7,7 @@ use crate::backend::{Backend, Epilogue, Forward, HeadShape, Layout, Mask, Rows, 
 use crate::config::NormKind;
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
+use crate::synthetic::{Fill, SyntheticTensor};
 
 /// Steps that are asked for before somebody who watches is shown one.
 const RUN_AHEAD: usize = 8;
@@ -139,6 +140,23 @@ impl<D: Device> Backend for Cuda<D> {
 
     fn vector(&self, tensor: &StoredTensor) -> Result<Buffer<D>> {
         self.load(tensor)
+    }
+
+    fn synthetic_matrix(&self, tensor: &SyntheticTensor, layout: Layout) -> Result<Matrix<D>> {
+        let (&[rows, columns], Fill::Normal { std }) = (tensor.shape.as_slice(), tensor.fill) else {
+            return self.matrix(&tensor.stored(self.dtype)?, layout);
+        };
+        let sizes = match layout {
+            Layout::OutIn => [columns, rows],
+            Layout::InOut => [rows, columns],
+        };
+        let mut buffer = Buffer::new(&self.device, self.dtype, tensor.len()?)?;
+        self.random_weights(self.dtype, tensor.seed, tensor.parameter, std, &mut buffer)?;
+        Matrix::of(buffer, self.dtype, layout, sizes)
+    }
+
+    fn synthetic_vector(&self, tensor: &SyntheticTensor) -> Result<Buffer<D>> {
+        self.vector(&tensor.stored(self.dtype)?)
     }
 
     fn copied_bytes(&self, matrix: &Matrix<D>) -> usize {

@@ -20,6 +20,7 @@ mod matmul;
 mod needs;
 mod norm;
 mod probe;
+mod random;
 mod rope;
 #[cfg(feature = "simt")]
 pub mod simt;
