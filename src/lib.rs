@@ -36,6 +36,7 @@ pub mod diffusion;
 pub mod element;
 pub mod error;
 pub mod io;
+pub mod measure;
 pub mod model;
 pub mod rng;
 pub mod sample;
