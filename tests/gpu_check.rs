@@ -212,14 +212,14 @@ fn what_a_part_has_written_survives_its_time_and_sigterm() {
     assert!(kill.success());
     assert_eq!(ended.wait().expect("it ends").code(), Some(143));
     let text = report(&stopped.path().join("out"));
-    assert!(text.contains("**Not complete: stopped by SIGTERM.**") && text.contains("1 cases ran"), "{text}");
+    assert!(text.contains("**Not complete: stopped by SIGTERM.**") && text.contains("1 case ran"), "{text}");
     assert!(text.contains("a line that is no JSON: {\"type\":\"ca"), "{text}");
 
     assert_eq!(limited.wait().expect("it ends").code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     let text = report(&slow.path().join("out"));
     assert!(text.contains("selftest: error: stopped: its time was over"), "{text}");
-    assert!(text.contains("1 cases ran"), "{text}");
+    assert!(text.contains("1 case ran"), "{text}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use super::Timing;
 use super::grid::{Case, POSITIONS, Rule, Work, cases};
+use super::inputs::opinion;
 use crate::backend::cuda::{
     Buffer, Cuda, Device, DeviceMask, Draws, Format, LinearEpilogue, Matrix, RowNoise, Segments, unmask_words,
 };
@@ -12,7 +13,6 @@ use crate::backend::{Confidence, HeadShape, NO_TOKEN, RowParams, Rows, Segment};
 use crate::config::{Activation, NormKind};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::rng::{philox4x32_10, unit};
 
 const WARM_UP: usize = 3;
 /// Runs of a case: this many, and more while they have taken less than [`ENOUGH_US`].
@@ -23,17 +23,13 @@ const ENOUGH_US: f64 = 20_000.0;
 const FLUSH: usize = 1 << 28;
 /// On the SIMT machine, which has no cache to empty.
 const FLUSH_SIMT: usize = 1 << 12;
-/// Input numbers repeat after this many, a prime, so that rows differ.
-const TILE: usize = 1_048_573;
-/// Output numbers that are looked at.
-const LOOK: usize = 4096;
 
 /// Times the cases whose kernel file, kernel or sizes contain `filter`, and hands each to `each` until that breaks off.
-/// `quick`: the small cases. A case that does not fit in the device's memory is left out and the others go on.
+/// `quick`: the small cases. A case that fails is left out and the others go on, unless the device is lost.
 ///
 /// # Errors
-/// [`Error::NonFinite`] when a kernel gives numbers that are none, whose time says nothing; the first [`Error::Memory`],
-/// after the last case; those of the device.
+/// After the last case the first error of any: [`Error::Memory`] for one that does not fit, [`Error::NonFinite`] for a kernel
+/// that gives numbers that are none, whose time says nothing. [`Error::Device`] at once.
 pub fn kernels<D: Device>(
     cuda: &Cuda<D>,
     filter: &str,
@@ -42,15 +38,25 @@ pub fn kernels<D: Device>(
 ) -> Result<()> {
     let flush = if cuda.device().facts().driver.is_some() { FLUSH } else { FLUSH_SIMT };
     let mut bench = Bench::new(cuda, flush)?;
-    let mut too_large = None;
-    for case in cases(quick).into_iter().filter(|c| c.matches(filter)) {
-        let microseconds = match bench.case(&case) {
+    let listed = cases(quick).into_iter().filter(|c| c.matches(filter));
+    one_by_one(listed, |case| bench.case(case), &mut each)
+}
+
+/// Times `listed` by `time`, as [`kernels`] says.
+fn one_by_one(
+    listed: impl Iterator<Item = Case>,
+    mut time: impl FnMut(&Case) -> Result<Vec<f64>>,
+    each: &mut impl FnMut(&Timing) -> ControlFlow<()>,
+) -> Result<()> {
+    let mut failed = None;
+    for case in listed {
+        let microseconds = match time(&case) {
             Ok(microseconds) => microseconds,
-            Err(error @ Error::Memory { .. }) => {
-                too_large.get_or_insert(error);
+            Err(error @ Error::Device { .. }) => return Err(error),
+            Err(error) => {
+                failed.get_or_insert(error);
                 continue;
             }
-            Err(error) => return Err(error),
         };
         let timing = Timing {
             stem: case.stem(),
@@ -65,19 +71,19 @@ pub fn kernels<D: Device>(
             return Ok(());
         }
     }
-    too_large.map_or(Ok(()), Err)
+    failed.map_or(Ok(()), Err)
 }
 
-struct Bench<'a, D: Device> {
-    cuda: &'a Cuda<D>,
+pub(super) struct Bench<'a, D: Device> {
+    pub(super) cuda: &'a Cuda<D>,
     /// What is overwritten between runs.
     flush: Buffer<D>,
     /// Inputs made for this case.
-    inputs: Cell<u32>,
+    pub(super) inputs: Cell<u32>,
 }
 
 impl<'a, D: Device> Bench<'a, D> {
-    fn new(cuda: &'a Cuda<D>, flush: usize) -> Result<Self> {
+    pub(super) fn new(cuda: &'a Cuda<D>, flush: usize) -> Result<Self> {
         Ok(Self { cuda, flush: Buffer::new(cuda.device(), Format::U8, flush)?, inputs: Cell::new(0) })
     }
 
@@ -292,98 +298,14 @@ impl<'a, D: Device> Bench<'a, D> {
         }
         Ok(times)
     }
-
-    /// Room for an output, all NaN.
-    fn room(&self, dtype: Dtype, len: usize) -> Result<Buffer<D>> {
-        let mut buffer = Buffer::new(self.cuda.device(), dtype, len)?;
-        buffer.fill(self.cuda.device(), 0xff)?;
-        Ok(buffer)
-    }
-
-    /// `len` numbers `shape(x)`, x uniform in -1 .. 1, other ones for each input of a case.
-    fn floats(&self, dtype: Dtype, len: usize, shape: impl Fn(f32) -> f32) -> Result<Buffer<D>> {
-        let device = self.cuda.device();
-        let mut buffer = Buffer::new(device, dtype, len)?;
-        self.inputs.set(self.inputs.get() + 1);
-        let tile = random(len.min(TILE), self.inputs.get(), |word| shape(2.0 * unit(word) - 1.0));
-        for at in (0..len).step_by(TILE) {
-            let part = &tile[..tile.len().min(len - at)];
-            match dtype {
-                Dtype::F32 => buffer.write(device, at, part)?,
-                Dtype::F16 => {
-                    let narrow: Vec<half::f16> = part.iter().map(|&x| half::f16::from_f32(x)).collect();
-                    buffer.write(device, at, &narrow)?;
-                }
-                Dtype::Bf16 => {
-                    let narrow: Vec<half::bf16> = part.iter().map(|&x| half::bf16::from_f32(x)).collect();
-                    buffer.write(device, at, &narrow)?;
-                }
-            }
-        }
-        Ok(buffer)
-    }
-
-    /// `rows` token ids below `vocab`.
-    fn below(&self, rows: usize, vocab: usize) -> Result<Buffer<D>> {
-        let ids = random(rows, 0, |word| (u64::from(word) * vocab as u64 >> 32) as u32);
-        Buffer::of(self.cuda.device(), Format::U32, &ids)
-    }
-
-    /// 0, 1, ... from anew every `length` rows.
-    fn positions(&self, rows: usize, length: usize) -> Result<Buffer<D>> {
-        let positions: Vec<u32> = (0..rows).map(|t| (t % length) as u32).collect();
-        Buffer::of(self.cuda.device(), Format::U32, &positions)
-    }
-
-    /// Whether the first numbers of an output are numbers, and not all zero.
-    fn look(&self, case: &Case, out: &Buffer<D>) -> Result<()> {
-        let device = self.cuda.device();
-        let len = out.len().min(LOOK);
-        let numbers: Vec<f32> = match out.format() {
-            Format::Float(Dtype::F32) => {
-                let mut numbers = vec![0.0_f32; len];
-                out.read(device, 0, &mut numbers)?;
-                numbers
-            }
-            Format::Float(Dtype::F16) => {
-                let mut numbers = vec![half::f16::ZERO; len];
-                out.read(device, 0, &mut numbers)?;
-                numbers.into_iter().map(half::f16::to_f32).collect()
-            }
-            Format::Float(Dtype::Bf16) => {
-                let mut numbers = vec![half::bf16::ZERO; len];
-                out.read(device, 0, &mut numbers)?;
-                numbers.into_iter().map(half::bf16::to_f32).collect()
-            }
-            _ => return Ok(()),
-        };
-        if numbers.iter().any(|x| !x.is_finite()) {
-            return Err(unusable(case, "numbers that are not finite"));
-        }
-        if numbers.iter().all(|&x| x == 0.0) {
-            return Err(unusable(case, "nothing but zeros"));
-        }
-        Ok(())
-    }
 }
 
-fn unusable(case: &Case, found: &str) -> Error {
+pub(super) fn unusable(case: &Case, found: &str) -> Error {
     Error::NonFinite {
         place: format!("{} ({})", case.kernel(), case.shape()),
         found: found.to_owned(),
         hint: "the time of a kernel that computes something else says nothing; run lacuna selftest".into(),
     }
-}
-
-/// Logits of a model that has an opinion: most near 0, few far from it.
-fn opinion(x: f32) -> f32 {
-    12.0 * x * x * x
-}
-
-/// `len` numbers made of the generator's words.
-fn random<T>(len: usize, stream: u32, make: impl Fn(u32) -> T) -> Vec<T> {
-    let blocks = (0..len.div_ceil(4) as u32).flat_map(|i| philox4x32_10([i, stream, 0, 0], [0, 0]));
-    blocks.take(len).map(make).collect()
 }
 
 #[cfg(all(test, feature = "simt"))]
@@ -422,35 +344,31 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_is_no_number_is_found() {
-        let cuda = simt();
-        let bench = Bench::new(&cuda, 1).unwrap();
-        let case = cases(true)[1];
-        let found = |out: &Buffer<Simt>| match bench.look(&case, out) {
-            Ok(()) => String::new(),
-            Err(Error::NonFinite { found, .. }) => found,
-            Err(error) => panic!("{error}"),
+    fn a_case_that_fails_keeps_no_other_from_running_unless_the_device_is_lost() {
+        let run = |lost: bool| {
+            let (mut asked, mut seen) = (0, 0);
+            let time = |case: &Case| {
+                asked += 1;
+                match asked {
+                    2 | 3 => Err(unusable(case, "nothing but zeros")),
+                    5 if lost => {
+                        let (device, what, hint) = ("a card".into(), "lost".into(), String::new());
+                        Err(Error::Device { device, what, hint })
+                    }
+                    _ => Ok(vec![1.0]),
+                }
+            };
+            let outcome = one_by_one(cases(true).into_iter(), time, &mut |_| {
+                seen += 1;
+                ControlFlow::Continue(())
+            });
+            (outcome.unwrap_err(), seen)
         };
-        assert_eq!(found(&bench.room(Dtype::Bf16, 5).unwrap()), "numbers that are not finite");
-        assert_eq!(
-            found(&Buffer::floats(cuda.device(), Dtype::F16, &[0.0; 3]).unwrap()),
-            "nothing but zeros"
-        );
-        assert_eq!(found(&Buffer::floats(cuda.device(), Dtype::F32, &[0.0, 1.0]).unwrap()), "");
-    }
-
-    #[test]
-    fn long_inputs_are_tiles_of_fresh_numbers() {
-        let cuda = simt();
-        let bench = Bench::new(&cuda, 1).unwrap();
-        let numbers = bench.floats(Dtype::Bf16, TILE + 7, |x| x).unwrap().to_f32(cuda.device()).unwrap();
-        assert_eq!(numbers[TILE..], numbers[..7]);
-        assert!(numbers.iter().all(|x| (-1.0..=1.0).contains(x)));
-        let mean = numbers.iter().map(|&x| f64::from(x)).sum::<f64>() / numbers.len() as f64;
-        assert!(mean.abs() < 0.01, "{mean}");
-        assert_ne!(
-            &numbers[..100],
-            bench.floats(Dtype::F32, 100, |x| x).unwrap().to_f32(cuda.device()).unwrap()
-        );
+        let (error, seen) = run(false);
+        let second = cases(true)[1].kernel();
+        assert!(matches!(&error, Error::NonFinite { place, .. } if place.starts_with(&second)), "{error}");
+        assert_eq!(seen, cases(true).len() - 2);
+        let (error, seen) = run(true);
+        assert!(matches!(error, Error::Device { .. }) && seen == 2, "{error}, {seen}");
     }
 }

@@ -7,6 +7,7 @@
 //! these cost by themselves.
 
 mod grid;
+mod inputs;
 mod kernels;
 
 pub use grid::{Case, Rule, Work, cases};

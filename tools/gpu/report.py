@@ -84,7 +84,7 @@ def selftest(rows):
     summary = next((r for r in rows if r.get("type") == "summary"), {})
     failed = [r for r in cases if not r.get("passed")]
     device = f" on {summary['device_facts']}" if "device_facts" in summary else ""
-    lines = [f"{len(cases)} cases ran{device}, {len(failed)} failed." if cases else "No case ran.", ""]
+    lines = [f"{len(cases)} case{'s' * (len(cases) > 1)} ran{device}, {len(failed)} failed." if cases else "No case ran.", ""]
     for row in failed[:20]:
         lines.append(f"- **FAILED** `{row.get('kernel')}` ({row.get('shape')}): {row.get('message', 'no message')}")
     if len(failed) > 20:
@@ -228,10 +228,10 @@ def troubles(rows):
 
 
 HOW = {
-    "kernels": "Medians of at least 20 runs by the card's clock, 256 MiB overwritten before each in both programs. PyTorch is eager, its"
-    " best way first; *ratio* above 1 means lacuna is faster. *Of ceiling* is against the product or the copy above.",
-    "denoise": "Random weights, bf16. PyTorch runs the paper's loop: T forward passes over everything, logits of all rows, top-p 0.9 by"
-    " sorting; eager, no CUDA graphs. lacuna draws the same distribution by commit plan. *TFLOP needed* is what lacuna computes.",
+    "kernels": "Medians of at least 20 runs by the card's clock, 256 MiB overwritten before each in both programs. PyTorch is"
+    " eager, by its best way; *ratio* above 1 means lacuna is faster. *Of ceiling* is against the product or the copy above.",
+    "denoise": "Random weights, bf16. PyTorch runs the paper's loop: T forward passes over everything, logits of all rows,"
+    " top-p 0.9 by sorting; eager, no CUDA graphs. lacuna draws the same distribution by commit plan. *TFLOP needed* is what lacuna computes.",
 }
 
 
