@@ -1,257 +1,310 @@
-//! The time of each kernel at the shapes of the paper's models. Between runs a buffer larger than any card's second-level
-//! cache is overwritten, so that inputs come from memory.
+//! Runs the cases of [`super::grid`].
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
+use super::Timing;
+use super::grid::{Case, POSITIONS, Rule, Work, cases};
+use super::inputs::opinion;
 use crate::backend::cuda::{
-    Buffer, Cuda, Device, DeviceMask, Draws, Format, LinearEpilogue, Matrix, Segments,
+    Buffer, Cuda, Device, DeviceMask, Draws, Format, LinearEpilogue, Matrix, RowNoise, Segments, unmask_words,
 };
-use crate::backend::{
-    Confidence, HeadShape, Layout, NO_TOKEN, RowNoise, RowParams, Rows, Segment, UNMASK_WORDS, unmask_words,
-};
+use crate::backend::{Confidence, HeadShape, NO_TOKEN, RowParams, Rows, Segment};
 use crate::config::{Activation, NormKind};
 use crate::element::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Runs that are timed, after two that are not.
-const RUNS: usize = 20;
-/// Bytes that are overwritten between runs.
-const FLUSH: usize = 96 << 20;
+const WARM_UP: usize = 3;
+/// Runs of a case: this many, and more while they have taken less than [`ENOUGH_US`].
+const LEAST_RUNS: usize = 20;
+const MOST_RUNS: usize = 100;
+const ENOUGH_US: f64 = 20_000.0;
+/// Overwritten between runs: twice the largest second-level cache of a card (126 MB).
+const FLUSH: usize = 1 << 28;
+/// On the SIMT machine, which has no cache to empty.
+const FLUSH_SIMT: usize = 1 << 12;
 
-/// A kernel at a shape.
-#[derive(Clone, Debug)]
-pub struct Timing {
-    /// The kernel file.
-    pub stem: &'static str,
-    pub shape: String,
-    pub dtype: Dtype,
-    /// Bytes read and written at least, and floating-point operations of products.
-    pub bytes: f64,
-    pub flops: f64,
-    pub microseconds: Vec<f64>,
-}
-
-type Each<'a> = &'a mut dyn FnMut(&Timing) -> ControlFlow<()>;
-
-struct Bench<'a, D: Device> {
-    cuda: &'a Cuda<D>,
-    dtype: Dtype,
-    flush: Buffer<D>,
-    runs: usize,
-    filter: &'a str,
-    stopped: bool,
-    each: Each<'a>,
-}
-
-/// Times the kernels whose stem or shape contains `filter` and tells of each; `quick`: two runs of small shapes.
+/// Times the cases whose kernel file, kernel or sizes contain `filter`, and hands each to `each` until that breaks off.
+/// `quick`: the small cases. A case that fails is left out and the others go on, unless the device is lost.
 ///
 /// # Errors
-/// Those of the device.
-pub fn kernels<D: Device>(cuda: &Cuda<D>, filter: &str, quick: bool, each: Each<'_>) -> Result<()> {
-    let flush = Buffer::new(cuda.device(), Format::U8, if quick { 1 << 10 } else { FLUSH })?;
-    let (dtype, runs) = (cuda.dtype(), if quick { 2 } else { RUNS });
-    let mut bench = Bench { cuda, dtype, flush, runs, filter, stopped: false, each };
-    // Heads, width of one, sequences, length.
-    let attention: &[[usize; 4]] = if quick {
-        &[[2, 64, 2, 33]]
-    } else {
-        &[
-            [12, 64, 1, 512],
-            [12, 64, 8, 512],
-            [16, 64, 1, 1024],
-            [16, 64, 8, 1024],
-            [32, 128, 1, 512],
-            [32, 128, 1, 1024],
-            [32, 128, 1, 2048],
-            [32, 128, 8, 1024],
-            [32, 128, 8, 2048],
-        ]
-    };
-    for &[heads, head_dim, sequences, length] in attention {
-        bench.attention(heads, head_dim, sequences, length)?;
-    }
-    // Rows, inputs, outputs, layout: GPT-2 stores a weight [in, out], LLaMA [out, in].
-    let products: &[(usize, usize, usize, Layout)] = if quick {
-        &[(5, 64, 96, Layout::InOut), (17, 64, 64, Layout::OutIn)]
-    } else {
-        &[
-            (512, 768, 2304, Layout::InOut),
-            (512, 768, 3072, Layout::InOut),
-            (512, 3072, 768, Layout::InOut),
-            (8, 768, 50_257, Layout::OutIn),
-            (1024, 1024, 4096, Layout::InOut),
-            (1024, 4096, 1024, Layout::InOut),
-            (1, 4096, 4096, Layout::OutIn),
-            (16, 4096, 32_000, Layout::OutIn),
-            (1024, 4096, 4096, Layout::OutIn),
-            (1024, 4096, 11_008, Layout::OutIn),
-            (1024, 11_008, 4096, Layout::OutIn),
-            (8192, 8192, 8192, Layout::OutIn),
-        ]
-    };
-    for &(rows, inputs, outputs, layout) in products {
-        bench.product(rows, inputs, outputs, layout)?;
-    }
-    let rows: &[(usize, usize)] = if quick { &[(3, 64)] } else { &[(512, 768), (8192, 768), (8192, 4096)] };
-    for &(rows, width) in rows {
-        bench.norm(rows, width)?;
-        bench.swiglu(rows, width)?;
-        bench.embed(rows, width)?;
-    }
-    let vocabularies: &[(usize, usize)] =
-        if quick { &[(2, 600)] } else { &[(8, 50_257), (256, 50_257), (16, 32_000), (512, 32_000)] };
-    for &(rows, vocab) in vocabularies {
-        bench.unmask(rows, vocab)?;
-    }
-    Ok(())
+/// After the last case the first error of any: [`Error::Memory`] for one that does not fit, [`Error::NonFinite`] for a kernel
+/// that gives numbers that are none, whose time says nothing. [`Error::Device`] at once.
+pub fn kernels<D: Device>(
+    cuda: &Cuda<D>,
+    filter: &str,
+    quick: bool,
+    mut each: impl FnMut(&Timing) -> ControlFlow<()>,
+) -> Result<()> {
+    let flush = if cuda.device().facts().driver.is_some() { FLUSH } else { FLUSH_SIMT };
+    let mut bench = Bench::new(cuda, flush)?;
+    let listed = cases(quick).into_iter().filter(|c| c.matches(filter));
+    one_by_one(listed, |case| bench.case(case), &mut each)
 }
 
-/// Numbers in -1 .. 1: a short sequence, repeated.
-fn numbers(len: usize) -> Vec<f32> {
-    (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+/// Times `listed` by `time`, as [`kernels`] says.
+fn one_by_one(
+    listed: impl Iterator<Item = Case>,
+    mut time: impl FnMut(&Case) -> Result<Vec<f64>>,
+    each: &mut impl FnMut(&Timing) -> ControlFlow<()>,
+) -> Result<()> {
+    let mut failed = None;
+    for case in listed {
+        let microseconds = match time(&case) {
+            Ok(microseconds) => microseconds,
+            Err(error @ Error::Device { .. }) => return Err(error),
+            Err(error) => {
+                failed.get_or_insert(error);
+                continue;
+            }
+        };
+        let timing = Timing {
+            stem: case.stem(),
+            kernel: case.kernel(),
+            shape: case.shape(),
+            dtype: case.dtype,
+            bytes: case.bytes(),
+            flops: case.flops(),
+            microseconds,
+        };
+        if each(&timing).is_break() {
+            return Ok(());
+        }
+    }
+    failed.map_or(Ok(()), Err)
 }
 
-impl<D: Device> Bench<'_, D> {
-    fn floats(&self, len: usize) -> Result<Buffer<D>> {
-        Buffer::floats(self.cuda.device(), self.dtype, &numbers(len))
+pub(super) struct Bench<'a, D: Device> {
+    pub(super) cuda: &'a Cuda<D>,
+    /// What is overwritten between runs.
+    flush: Buffer<D>,
+    /// Inputs made for this case.
+    pub(super) inputs: Cell<u32>,
+}
+
+impl<'a, D: Device> Bench<'a, D> {
+    pub(super) fn new(cuda: &'a Cuda<D>, flush: usize) -> Result<Self> {
+        Ok(Self { cuda, flush: Buffer::new(cuda.device(), Format::U8, flush)?, inputs: Cell::new(0) })
     }
 
-    /// Times `run`, unless it is not wanted.
-    fn time(
-        &mut self,
-        stem: &'static str,
-        shape: String,
-        [bytes, flops]: [f64; 2],
-        mut run: impl FnMut(&Cuda<D>) -> Result<()>,
-    ) -> Result<()> {
+    /// Times `work`, in microseconds.
+    fn time(&mut self, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
         let device = self.cuda.device();
-        let mut microseconds = Vec::with_capacity(self.runs);
-        for i in 0..self.runs + 2 {
-            self.flush.fill(device, i as u8)?;
+        for _ in 0..WARM_UP {
+            work()?;
+        }
+        device.synchronize()?;
+        let (mut times, mut spent) = (Vec::with_capacity(MOST_RUNS), 0.0);
+        while times.len() < LEAST_RUNS || (times.len() < MOST_RUNS && spent < ENOUGH_US) {
+            self.flush.fill(device, times.len() as u8)?;
             let from = device.record()?;
-            run(self.cuda)?;
+            work()?;
             let to = device.record()?;
-            let ms = device.elapsed_ms(&from, &to)?;
-            if i >= 2 {
-                microseconds.push(f64::from(ms) * 1e3);
+            let time = f64::from(device.elapsed_ms(&from, &to)?) * 1e3;
+            spent += time;
+            times.push(time);
+        }
+        Ok(times)
+    }
+
+    fn case(&mut self, case: &Case) -> Result<Vec<f64>> {
+        let dtype = case.dtype;
+        self.inputs.set(0);
+        match case.work {
+            Work::Events => self.time(|| Ok(())),
+            Work::Attention { batch, heads, length, head_dim } => {
+                self.attention(case, [batch, heads, length, head_dim])
+            }
+            Work::Linear { .. } => self.linear(case),
+            Work::Norm { kind, rows, width, residual } => self.norm(case, kind, rows, width, residual),
+            Work::Rope { rows, heads, head_dim } => self.rope(case, rows, heads, head_dim),
+            Work::Swiglu { rows, width } => {
+                let x = self.floats(dtype, 2 * rows * width, |x| x)?;
+                let mut out = self.room(dtype, rows * width)?;
+                let cuda = self.cuda;
+                let times = self.time(|| cuda.swiglu(dtype, &x, rows, width, &mut out))?;
+                self.look(case, &out)?;
+                Ok(times)
+            }
+            Work::Gelu { rows, width } => {
+                let x = self.floats(dtype, rows * width, |x| x)?;
+                let mut out = self.room(dtype, rows * width)?;
+                let cuda = self.cuda;
+                let times = self
+                    .time(|| cuda.activate(dtype, Activation::GeluTanh, Some(&x), &mut out, rows * width))?;
+                self.look(case, &out)?;
+                Ok(times)
+            }
+            Work::Embed { rows, width, vocab, positions } => self.embed(case, rows, width, vocab, positions),
+            Work::Unmask { rule, rows, vocab } => self.unmask(case, rule, rows, vocab),
+            Work::CrossEntropy { rows, vocab } => {
+                let logits = self.floats(dtype, rows * vocab, opinion)?;
+                let targets = self.below(rows, vocab)?;
+                let mut nll = self.room(Dtype::F32, rows)?;
+                let (cuda, at) = (self.cuda, Rows::dense(vocab));
+                let times =
+                    self.time(|| cuda.cross_entropy(dtype, (&logits, at), vocab, &targets, rows, &mut nll))?;
+                self.look(case, &nll)?;
+                Ok(times)
+            }
+            Work::Cast { to, count } => {
+                let x = self.floats(dtype, count, |x| x)?;
+                let mut out = self.room(to, count)?;
+                let cuda = self.cuda;
+                let times = self.time(|| cuda.cast((&x, dtype, 0), (&mut out, to, 0), count))?;
+                self.look(case, &out)?;
+                Ok(times)
             }
         }
-        let timing = Timing { stem, shape, dtype: self.dtype, bytes, flops, microseconds };
-        self.stopped |= (self.each)(&timing).is_break();
-        Ok(())
     }
 
-    fn wants(&self, stem: &str, shape: &str) -> bool {
-        !self.stopped && (stem.contains(self.filter) || shape.contains(self.filter))
+    fn attention(&mut self, case: &Case, sizes: [usize; 4]) -> Result<Vec<f64>> {
+        let (cuda, dtype, [batch, heads, length, head_dim]) = (self.cuda, case.dtype, sizes);
+        let (rows, width) = (batch * length, heads * head_dim);
+        let qkv = self.floats(dtype, rows * 3 * width, |x| x)?;
+        let mut out = self.room(dtype, rows * width)?;
+        let places: Vec<Segment> = (0..batch)
+            .map(|s| Segment { q_start: s * length, q_len: length, k_start: s * length, k_len: length })
+            .collect();
+        let segments = Segments::new(cuda.device(), &places)?;
+        let positions = self.positions(rows, length)?;
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        let shape = HeadShape { heads, kv_heads: heads, head_dim, scale };
+        let part = |i| (&qkv, Rows { at: i * width, stride: 3 * width });
+        let times = self.time(|| {
+            let mask = DeviceMask::Full;
+            let (q, k, v) = (part(0), part(1), part(2));
+            cuda.attention(dtype, q, k, v, shape, &segments, &positions, mask, &mut out, None)
+        })?;
+        self.look(case, &out)?;
+        Ok(times)
     }
 
-    fn attention(&mut self, heads: usize, head_dim: usize, sequences: usize, length: usize) -> Result<()> {
-        let shape = format!("batch {sequences}, heads {heads}, length {length}, width {head_dim}");
-        if !self.wants("attention", &shape) {
-            return Ok(());
-        }
-        let (tokens, width) = (sequences * length, heads * head_dim);
-        let qkv = self.floats(tokens * 3 * width)?;
-        let mut out = Buffer::new(self.cuda.device(), self.dtype, tokens * width)?;
-        let q_pos = Buffer::new(self.cuda.device(), Format::U32, tokens)?;
-        let place =
-            |s: usize| Segment { q_start: s * length, q_len: length, k_start: s * length, k_len: length };
-        let places: Vec<Segment> = (0..sequences).map(place).collect();
-        let segments = Segments::new(self.cuda.device(), &places)?;
-        let heads = HeadShape { heads, kv_heads: heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt() };
-        let at = |column: usize| Rows { at: column * width, stride: 3 * width };
-        let bytes = (tokens * 4 * width * self.dtype.size()) as f64;
-        let flops = 4.0 * (tokens * length * width) as f64;
-        let dtype = self.dtype;
-        self.time("attention", shape, [bytes, flops], |cuda| {
-            let (q, k, v) = ((&qkv, at(0)), (&qkv, at(1)), (&qkv, at(2)));
-            cuda.attention(dtype, q, k, v, heads, &segments, &q_pos, DeviceMask::Full, &mut out, None)
-        })
-    }
-
-    fn product(&mut self, rows: usize, inputs: usize, outputs: usize, layout: Layout) -> Result<()> {
-        let stored = if layout == Layout::OutIn { "[out, in]" } else { "[in, out]" };
-        let shape = format!("rows {rows}, in {inputs}, out {outputs}, stored {stored}");
-        if !self.wants("matmul", &shape) {
-            return Ok(());
-        }
-        let x = self.floats(rows * inputs)?;
-        let weight = Matrix::of(self.floats(inputs * outputs)?, self.dtype, layout, [inputs, outputs])?;
-        let mut out = Buffer::new(self.cuda.device(), self.dtype, rows * outputs)?;
-        let numbers = rows * inputs + inputs * outputs + rows * outputs;
-        let flops = 2.0 * rows as f64 * inputs as f64 * outputs as f64;
-        let (dtype, dense) = (self.dtype, Rows::dense(outputs));
-        self.time("matmul", shape, [(numbers * dtype.size()) as f64, flops], |cuda| {
-            let x = (&x, Rows::dense(inputs));
-            cuda.linear(dtype, x, rows, &weight, 0..outputs, LinearEpilogue::NONE, (&mut out, dense), dtype)
-        })
-    }
-
-    fn norm(&mut self, rows: usize, width: usize) -> Result<()> {
-        let shape = format!("RMSNorm, rows {rows}, width {width}");
-        if !self.wants("norm", &shape) {
-            return Ok(());
-        }
-        let (x, weight) = (self.floats(rows * width)?, self.floats(width)?);
-        let mut out = Buffer::new(self.cuda.device(), self.dtype, rows * width)?;
-        let (dtype, bytes) = (self.dtype, (2 * rows * width * self.dtype.size()) as f64);
-        self.time("norm", shape, [bytes, 0.0], |cuda| {
-            cuda.norm(dtype, NormKind::RmsNorm, &x, None, &weight, None, 1e-5, rows, width, &mut out)
-        })
-    }
-
-    fn swiglu(&mut self, rows: usize, width: usize) -> Result<()> {
-        let shape = format!("{:?} gate, rows {rows}, width {width}", Activation::Silu);
-        if !self.wants("activation", &shape) {
-            return Ok(());
-        }
-        let gate_up = self.floats(2 * rows * width)?;
-        let mut out = Buffer::new(self.cuda.device(), self.dtype, rows * width)?;
-        let (dtype, bytes) = (self.dtype, (3 * rows * width * self.dtype.size()) as f64);
-        self.time("activation", shape, [bytes, 0.0], |cuda| {
-            cuda.swiglu(dtype, &gate_up, rows, width, &mut out)
-        })
-    }
-
-    fn embed(&mut self, rows: usize, width: usize) -> Result<()> {
-        const VOCAB: usize = 1000;
-        let shape = format!("rows {rows}, width {width}");
-        if !self.wants("embedding", &shape) {
-            return Ok(());
-        }
-        let table = self.floats(VOCAB * width)?;
-        let ids: Vec<u32> = (0..rows).map(|r| (r * 7 % VOCAB) as u32).collect();
-        let ids = Buffer::of(self.cuda.device(), Format::U32, &ids)?;
-        let mut out = Buffer::new(self.cuda.device(), self.dtype, rows * width)?;
-        let (dtype, bytes) = (self.dtype, (2 * rows * width * self.dtype.size()) as f64);
-        self.time("embedding", shape, [bytes, 0.0], |cuda| {
-            cuda.embed(dtype, &table, &ids, None, rows, width, &mut out)
-        })
-    }
-
-    fn unmask(&mut self, rows: usize, vocab: usize) -> Result<()> {
-        let shape = format!("top-p 0.9, rows {rows}, vocabulary {vocab}");
-        if !self.wants("unmask", &shape) {
-            return Ok(());
-        }
-        let wide: Vec<f32> = numbers(rows * vocab).iter().map(|x| 4.0 * x).collect();
-        let logits = Buffer::of(self.cuda.device(), Dtype::F32, &wide)?;
-        let params = RowParams {
-            temperature: 1.0,
-            top_p: 0.9,
-            top_k: 0,
-            suppress: NO_TOKEN,
-            uniform: 0.5,
-            confidence: Confidence::MaxProb,
-            given: NO_TOKEN,
+    fn linear(&mut self, case: &Case) -> Result<Vec<f64>> {
+        let Work::Linear { rows, inputs, outputs, layout } = case.work else {
+            return Ok(Vec::new());
         };
-        let words = unmask_words(vocab, &params, RowNoise::Given)?;
-        let words: Vec<u32> = words.iter().copied().cycle().take(rows * UNMASK_WORDS).collect();
-        let words = Buffer::of(self.cuda.device(), Format::U32, &words)?;
-        let mut draws = Draws::new(self.cuda.device(), rows)?;
-        self.time("unmask", shape, [(4 * rows * vocab) as f64, 0.0], |cuda| {
-            cuda.unmask(Dtype::F32, &logits, 0, vocab, vocab, rows, &words, &mut draws)
-        })
+        let (cuda, dtype) = (self.cuda, case.dtype);
+        let x = self.floats(dtype, rows * inputs, |x| x)?;
+        let weight = self.floats(dtype, inputs * outputs, |x| 0.05 * x)?;
+        let weight = Matrix::of(weight, dtype, layout, [inputs, outputs])?;
+        let mut out = self.room(dtype, rows * outputs)?;
+        let times = self.time(|| {
+            let (x, out) = ((&x, Rows::dense(inputs)), (&mut out, Rows::dense(outputs)));
+            cuda.linear(dtype, x, rows, &weight, 0..outputs, LinearEpilogue::NONE, out, dtype)
+        })?;
+        self.look(case, &out)?;
+        Ok(times)
+    }
+
+    fn norm(
+        &mut self,
+        case: &Case,
+        kind: NormKind,
+        rows: usize,
+        width: usize,
+        residual: bool,
+    ) -> Result<Vec<f64>> {
+        let (cuda, dtype) = (self.cuda, case.dtype);
+        let x = self.floats(dtype, rows * width, |x| x)?;
+        // A residual stream grows by x in each of some hundred runs.
+        let mut stream = if residual { Some(self.floats(dtype, rows * width, |x| x)?) } else { None };
+        let weight = self.floats(dtype, width, |x| 1.0 + 0.1 * x)?;
+        let bias = match kind {
+            NormKind::LayerNorm => Some(self.floats(dtype, width, |x| x)?),
+            NormKind::RmsNorm => None,
+        };
+        let mut out = self.room(dtype, rows * width)?;
+        let times = self.time(|| {
+            let (stream, bias) = (stream.as_mut(), bias.as_ref());
+            cuda.norm(dtype, kind, &x, stream, &weight, bias, 1e-5, rows, width, &mut out)
+        })?;
+        self.look(case, &out)?;
+        Ok(times)
+    }
+
+    fn rope(&mut self, case: &Case, rows: usize, heads: usize, head_dim: usize) -> Result<Vec<f64>> {
+        let (cuda, dtype, width) = (self.cuda, case.dtype, heads * head_dim);
+        let qkv = self.floats(dtype, rows * 3 * width, |x| x)?;
+        let mut q = self.room(dtype, rows * width)?;
+        let mut kv = self.room(dtype, rows * 2 * width)?;
+        let positions = self.positions(rows, POSITIONS)?;
+        let half = head_dim / 2;
+        let table: Vec<f32> = (0..POSITIONS * head_dim)
+            .map(|i| {
+                let (position, column) = (i / head_dim, i % head_dim);
+                let angle = position as f64 * 10_000_f64.powf(-((column % half) as f64) / half as f64);
+                (if column < half { angle.cos() } else { angle.sin() }) as f32
+            })
+            .collect();
+        let table = Buffer::floats(cuda.device(), Dtype::F32, &table)?;
+        let shape = HeadShape { heads, kv_heads: heads, head_dim, scale: 1.0 };
+        let times = self.time(|| {
+            let at = |at| Rows { at, stride: 2 * width };
+            let (from, angles) = ((&qkv, Rows::dense(3 * width)), Some((&positions, &table)));
+            let (k, v) = ((&mut kv, at(0)), (None, at(width)));
+            cuda.rope_qkv(dtype, from, rows, shape, angles, &mut q, k, v, None)
+        })?;
+        self.look(case, &q)?;
+        self.look(case, &kv)?;
+        Ok(times)
+    }
+
+    fn embed(
+        &mut self,
+        case: &Case,
+        rows: usize,
+        width: usize,
+        vocab: usize,
+        positions: bool,
+    ) -> Result<Vec<f64>> {
+        let (cuda, dtype) = (self.cuda, case.dtype);
+        let table = self.floats(dtype, vocab * width, |x| x)?;
+        let ids = self.below(rows, vocab)?;
+        let places = self.floats(dtype, POSITIONS * width, |x| x)?;
+        let place_ids = self.positions(rows, POSITIONS)?;
+        let mut out = self.room(dtype, rows * width)?;
+        let times = self.time(|| {
+            let places = positions.then_some((&places, &place_ids));
+            cuda.embed(dtype, &table, &ids, places, rows, width, &mut out)
+        })?;
+        self.look(case, &out)?;
+        Ok(times)
+    }
+
+    fn unmask(&mut self, case: &Case, rule: Rule, rows: usize, vocab: usize) -> Result<Vec<f64>> {
+        let (cuda, dtype) = (self.cuda, case.dtype);
+        let logits = self.floats(dtype, rows * vocab, opinion)?;
+        let (temperature, top_p, top_k) = match rule {
+            Rule::Greedy => (0.0, 1.0, 0),
+            Rule::Sampled => (1.0, 1.0, 0),
+            Rule::TopP => (1.0, 0.9, 0),
+            Rule::TopK => (1.0, 1.0, 40),
+        };
+        let mut words = Vec::new();
+        for row in 0..rows {
+            let uniform = (row as f32 + 0.5) / rows as f32;
+            let (suppress, given, confidence) = (NO_TOKEN, NO_TOKEN, Confidence::MaxProb);
+            let params = RowParams { temperature, top_p, top_k, suppress, uniform, confidence, given };
+            words.extend(unmask_words(vocab, &params, RowNoise::Given)?);
+        }
+        let words = Buffer::of(cuda.device(), Format::U32, &words)?;
+        let mut draws = Draws::new(cuda.device(), rows)?;
+        let times = self.time(|| cuda.unmask(dtype, &logits, 0, vocab, vocab, rows, &words, &mut draws))?;
+        let tokens = draws.tokens.to_vec::<u32>(cuda.device())?;
+        let flags = draws.flags.to_vec::<u32>(cuda.device())?;
+        if flags.iter().any(|&f| f != 0) || tokens.iter().any(|&t| t as usize >= vocab) {
+            return Err(unusable(case, "rows without a token"));
+        }
+        Ok(times)
+    }
+}
+
+pub(super) fn unusable(case: &Case, found: &str) -> Error {
+    Error::NonFinite {
+        place: format!("{} ({})", case.kernel(), case.shape()),
+        found: found.to_owned(),
+        hint: "the time of a kernel that computes something else says nothing; run lacuna selftest".into(),
     }
 }
 
@@ -260,25 +313,62 @@ mod tests {
     use super::*;
     use crate::backend::cuda::simt::{Options, Simt};
 
+    fn simt() -> Cuda<Simt> {
+        Cuda::new(Simt::new(Options { seed: 0, check: true }))
+    }
+
     #[test]
-    fn every_stem_is_timed_and_a_break_ends_it() {
-        let cuda = Cuda::with_dtype(Simt::new(Options { seed: 0, check: false }), Dtype::Bf16);
-        let mut stems = Vec::new();
-        kernels(&cuda, "", true, &mut |timing| {
-            assert_eq!(timing.microseconds.len(), 2);
-            assert!(timing.bytes > 0.0 && timing.microseconds.iter().all(|t| *t > 0.0), "{timing:?}");
-            stems.push(timing.stem);
+    fn every_case_runs_and_is_handed_over_once() {
+        let mut seen = Vec::new();
+        kernels(&simt(), "", true, |timing| {
+            assert!(timing.microseconds.len() >= LEAST_RUNS, "{timing:?}");
+            assert!(timing.microseconds.iter().all(|&t| t.is_finite() && t >= 0.0), "{timing:?}");
+            seen.push((timing.stem, timing.kernel.clone(), timing.shape.clone()));
             ControlFlow::Continue(())
         })
         .unwrap();
-        stems.dedup();
-        assert_eq!(stems, ["attention", "matmul", "norm", "activation", "embedding", "unmask"]);
-        let mut seen = 0;
-        kernels(&cuda, "matmul", true, &mut |_| {
-            seen += 1;
+        let expected: Vec<_> = cases(true).iter().map(|c| (c.stem(), c.kernel(), c.shape())).collect();
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_filter_and_a_break_are_followed() {
+        let mut seen = Vec::new();
+        let mut first = |timing: &Timing| {
+            seen.push(timing.kernel.clone());
             ControlFlow::Break(())
-        })
-        .unwrap();
-        assert_eq!(seen, 1);
+        };
+        kernels(&simt(), "norm", true, &mut first).unwrap();
+        kernels(&simt(), "nothing of the kind", true, &mut first).unwrap();
+        assert_eq!(seen, ["norm_layer_bf16"]);
+    }
+
+    #[test]
+    fn a_case_that_fails_keeps_no_other_from_running_unless_the_device_is_lost() {
+        let run = |lost: bool| {
+            let (mut asked, mut seen) = (0, 0);
+            let time = |case: &Case| {
+                asked += 1;
+                match asked {
+                    2 | 3 => Err(unusable(case, "nothing but zeros")),
+                    5 if lost => {
+                        let (device, what, hint) = ("a card".into(), "lost".into(), String::new());
+                        Err(Error::Device { device, what, hint })
+                    }
+                    _ => Ok(vec![1.0]),
+                }
+            };
+            let outcome = one_by_one(cases(true).into_iter(), time, &mut |_| {
+                seen += 1;
+                ControlFlow::Continue(())
+            });
+            (outcome.unwrap_err(), seen)
+        };
+        let (error, seen) = run(false);
+        let second = cases(true)[1].kernel();
+        assert!(matches!(&error, Error::NonFinite { place, .. } if place.starts_with(&second)), "{error}");
+        assert_eq!(seen, cases(true).len() - 2);
+        let (error, seen) = run(true);
+        assert!(matches!(error, Error::Device { .. }) && seen == 2, "{error}, {seen}");
     }
 }
