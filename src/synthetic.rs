@@ -54,7 +54,7 @@ impl SyntheticTensor {
     ///
     /// # Errors
     /// [`Error::Shape`] when they cannot be counted.
-    pub fn len(&self) -> Result<usize> {
+    pub fn count(&self) -> Result<usize> {
         let over =
             Error::Shape { op: "synthetic weights", what: "numbers", expected: usize::MAX, got: usize::MAX };
         self.shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).ok_or(over)
@@ -66,7 +66,7 @@ impl SyntheticTensor {
     /// [`Error::Memory`] when they do not fit.
     pub fn stored(&self, dtype: Dtype) -> Result<StoredTensor> {
         const CHUNK: usize = 1 << 16;
-        let (len, width) = (self.len()?, dtype.size());
+        let (len, width) = (self.count()?, dtype.size());
         let mut bytes: Vec<u8> = Vec::new();
         let total = len.checked_mul(width).filter(|&total| bytes.try_reserve_exact(total).is_ok());
         let Some(total) = total else {

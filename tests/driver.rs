@@ -164,12 +164,10 @@ fn on_the_stand_in() {
     bytes.write(&card, 98, &[1_u8, 2]).expect("written");
     assert_eq!(bytes.to_vec::<u8>(&card).expect("read")[96..], [7, 7, 1, 2]);
     assert!(matches!(bytes.write(&card, 99, &[1_u8, 2]), Err(Error::Shape { .. })));
-    let mut raw = card.allocate(8).expect("memory");
-    for result in [
-        card.upload(&mut raw, 7, &[0; 2]),
-        card.download(&raw, usize::MAX, &mut [0]),
-        card.fill(&mut raw, 0, 9, 0),
-    ] {
+    let raw = card.allocate(8).expect("memory");
+    for result in
+        [card.upload(&raw, 7, &[0; 2]), card.download(&raw, usize::MAX, &mut [0]), card.fill(&raw, 0, 9, 0)]
+    {
         assert!(matches!(result, Err(Error::Shape { .. })));
     }
     drop(card.allocate(0).expect("nothing"));
@@ -197,7 +195,7 @@ fn on_the_stand_in() {
     let graph = card.capture(|| {
         bytes.fill(&card, 9)?;
         late = None;
-        says(card.upload(&mut raw, 0, &[1]), "upload: not possible while a graph is being recorded");
+        says(card.upload(&raw, 0, &[1]), "upload: not possible while a graph is being recorded");
         says(card.download(&raw, 0, &mut [1]), "download: not possible");
         says(card.allocate(8), "allocate: not possible");
         says(card.synchronize(), "synchronize: not possible");

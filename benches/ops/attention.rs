@@ -2,7 +2,7 @@
 //! the whole matrix of scores.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use lacuna::backend::{Backend, Forward, HeadShape, Mask, Rows, Segment};
+use lacuna::backend::{Backend, HeadShape, Mask, Rows, Segment};
 
 use crate::support::*;
 

@@ -1,7 +1,7 @@
 //! Matrix products (FLOP/s) on bf16 and f32 weights, against the `gemm` crate on f32.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use lacuna::backend::{Backend, Epilogue, Forward, Layout, Rows};
+use lacuna::backend::{Backend, Epilogue, Layout, Rows};
 use lacuna::element::Dtype;
 
 use crate::support::*;

@@ -2,7 +2,7 @@
 //! softmax, a sort of the vocabulary, a cumulative sum.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use lacuna::backend::{Backend as _, Confidence, NO_TOKEN, RowDraw, RowParams, Unmask as _};
+use lacuna::backend::{Backend as _, Confidence, NO_TOKEN, RowDraw, RowParams};
 use lacuna::rng::{Purpose, Rng};
 use rayon::prelude::*;
 

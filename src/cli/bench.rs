@@ -229,23 +229,15 @@ fn kernels(args: &Kernels, context: &Context) -> Result<()> {
     let mut broken = None;
     context.interrupt.hold();
     let mut each = |device: &str, timing: &Timing| {
-        let (us, least) =
-            (median(&timing.microseconds), timing.microseconds.iter().copied().fold(f64::INFINITY, f64::min));
-        let (gb_per_s, tflop_per_s) = (timing.bytes / us / 1e3, timing.flops / us / 1e6);
         let line = if args.json {
-            json!({
-                "bench": "kernel", "stem": timing.stem, "shape": timing.shape, "dtype": timing.dtype,
-                "median_us": us, "min_us": least, "runs": timing.microseconds.len(), "bytes": timing.bytes,
-                "flops": timing.flops, "gb_per_s": gb_per_s, "tflop_per_s": tflop_per_s, "device": device,
-            })
-            .to_string()
+            timing.json(device).to_string()
         } else {
-            let rate = if timing.flops > 0.0 {
-                format!("{tflop_per_s:.2} TFLOP/s")
-            } else {
-                format!("{gb_per_s:.1} GB/s")
+            let rate = match (timing.tflop_per_s(), timing.gb_per_s()) {
+                (Some(rate), _) => format!("{rate:.2} TFLOP/s"),
+                (None, Some(rate)) => format!("{rate:.1} GB/s"),
+                (None, None) => String::new(),
             };
-            format!("{:<11} {:<60} {:>10.1} us  {rate}", timing.stem, timing.shape, us)
+            format!("{:<28} {:<56} {:>10.1} us  {rate}", timing.kernel, timing.shape, timing.median_us())
         };
         shown += 1;
         broken = println(&line).err();

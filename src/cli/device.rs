@@ -162,7 +162,6 @@ pub fn kernels(
     quick: bool,
     each: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
 ) -> Result<()> {
-    let dtype = args.dtype.map_or(Dtype::Bf16, Dtype::from);
     match Place::named(&args.device)? {
         Place::Cpu => Err(Error::request(
             "bench kernels times a card's kernels: give --device cuda (the CPU's are timed by cargo bench)",
@@ -170,33 +169,27 @@ pub fn kernels(
         Place::Cuda(ordinal) => {
             let card = Card::open(ordinal)?;
             let name = card.facts().name.clone();
-            measure::kernels(&Cuda::with_dtype(card, dtype), filter, quick, &mut |t| each(&name, t))
+            measure::kernels(&Cuda::new(card), filter, quick, |t| each(&name, t))
         }
-        Place::Simt => simt_kernels(dtype, filter, quick, each),
+        Place::Simt => simt_kernels(filter, quick, each),
     }
 }
 
 #[cfg(feature = "simt")]
 fn simt_kernels(
-    dtype: Dtype,
     filter: &str,
     quick: bool,
     each: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
 ) -> Result<()> {
     use crate::backend::cuda::simt::{Options, Simt};
 
-    let cuda = Cuda::with_dtype(Simt::new(Options { seed: 0, check: false }), dtype);
+    let cuda = Cuda::new(Simt::new(Options { seed: 0, check: false }));
     let name = cuda.device().facts().name.clone();
-    measure::kernels(&cuda, filter, quick, &mut |t| each(&name, t))
+    measure::kernels(&cuda, filter, quick, |t| each(&name, t))
 }
 
 #[cfg(not(feature = "simt"))]
-fn simt_kernels(
-    _: Dtype,
-    _: &str,
-    _: bool,
-    _: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
-) -> Result<()> {
+fn simt_kernels(_: &str, _: bool, _: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>) -> Result<()> {
     Err(Error::request("--device simt: this program was built without the SIMT machine"))
 }
 

@@ -215,7 +215,7 @@ impl<B: Backend> Loader<'_, B> {
             Found::Synthetic(tensor) => {
                 let matrix = self.backend.synthetic_matrix(&tensor, layout)?;
                 // What the backend holds in place is in memory all the same: there is no file.
-                let made = (tensor.len()? * Dtype::Bf16.size()) as u64;
+                let made = (tensor.count()? * Dtype::Bf16.size()) as u64;
                 self.report.copied_bytes += (self.backend.copied_bytes(&matrix) as u64).max(made);
                 Ok(matrix)
             }
@@ -225,7 +225,7 @@ impl<B: Backend> Loader<'_, B> {
     fn vector_of(&mut self, found: &Found) -> Result<B::Buffer> {
         let (vector, len) = match found {
             Found::Stored(tensor) => (self.backend.vector(tensor)?, tensor.len()),
-            Found::Synthetic(tensor) => (self.backend.synthetic_vector(tensor)?, tensor.len()?),
+            Found::Synthetic(tensor) => (self.backend.synthetic_vector(tensor)?, tensor.count()?),
         };
         self.report.copied_bytes += (len * self.backend.number_bytes()[0]) as u64;
         Ok(vector)

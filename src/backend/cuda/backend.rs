@@ -150,7 +150,7 @@ impl<D: Device> Backend for Cuda<D> {
             Layout::OutIn => [columns, rows],
             Layout::InOut => [rows, columns],
         };
-        let mut buffer = Buffer::new(&self.device, self.dtype, tensor.len()?)?;
+        let mut buffer = Buffer::new(&self.device, self.dtype, tensor.count()?)?;
         self.random_weights(self.dtype, tensor.seed, tensor.parameter, std, &mut buffer)?;
         Matrix::of(buffer, self.dtype, layout, sizes)
     }

@@ -8,6 +8,7 @@ mod backend;
 mod cast;
 mod commit;
 mod compact;
+mod counts;
 mod denoise;
 mod device;
 pub mod driver;
@@ -15,6 +16,7 @@ mod embedding;
 #[cfg(feature = "simt")]
 mod fault;
 mod head;
+mod launch;
 mod mask;
 mod matmul;
 mod needs;

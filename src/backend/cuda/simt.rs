@@ -9,7 +9,12 @@ use std::time::Instant;
 
 use super::device::{Access, Argument, Counters, Counts, Device, Facts, Launch, count};
 pub use super::fault::Fault;
+use super::fault::{RawFault, report, text};
 use crate::error::{Error, Result};
+
+mod memory;
+
+pub use memory::Memory;
 
 include!(concat!(env!("OUT_DIR"), "/simt_kernels.rs"));
 
@@ -20,22 +25,6 @@ struct Extent {
     bytes: u64,
     access: u32,
     name: *const c_char,
-}
-
-#[repr(C)]
-struct RawFault {
-    kind: *const c_char,
-    text: *const c_char,
-    kernel: *const c_char,
-    block: [u32; 3],
-    thread: [u32; 3],
-    file: *const c_char,
-    line: i32,
-    pc: *const c_void,
-    other_thread: i64,
-    other_file: *const c_char,
-    other_line: i32,
-    other_pc: *const c_void,
 }
 
 #[repr(C)]
@@ -343,87 +332,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Names come from string literals without NUL.
 fn c_string(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
-}
-
-fn text(c: *const c_char) -> String {
-    if c.is_null() {
-        return String::new();
-    }
-    // SAFETY: not null, and all strings that the machine hands out end with NUL and live through the call.
-    unsafe { CStr::from_ptr(c) }.to_string_lossy().into_owned()
-}
-
-extern "C" fn report(context: *mut c_void, fault: *const RawFault) {
-    // SAFETY: the machine passes on the context of the launch, a vector that nothing else touches until the launch
-    // returns, and a fault that lives through this call.
-    let (faults, fault) = unsafe { (&mut *context.cast::<Vec<Fault>>(), &*fault) };
-    let other = u32::try_from(fault.other_thread)
-        .ok()
-        .map(|thread| (thread, place(fault.other_file, fault.other_line, fault.other_pc)));
-    faults.push(Fault {
-        kind: text(fault.kind),
-        text: text(fault.text),
-        kernel: text(fault.kernel),
-        block: fault.block,
-        thread: fault.thread,
-        place: place(fault.file, fault.line, fault.pc),
-        other,
-    });
-}
-
-/// File and line, as the machine knows them or as the program's debug information says of an address.
-fn place(file: *const c_char, line: i32, pc: *const c_void) -> Option<(String, u32)> {
-    if !file.is_null() {
-        return Some((text(file), u32::try_from(line).unwrap_or(0)));
-    }
-    if pc.is_null() {
-        return None;
-    }
-    let mut found = None;
-    // The address is that of a return: the access is just before.
-    let before = pc.cast::<u8>().wrapping_sub(1).cast_mut().cast();
-    backtrace::resolve(before, |symbol| {
-        let path = symbol.filename().map(|p| p.to_string_lossy().into_owned());
-        // Inlined helpers come first; the line of interest is the first one in a kernel file.
-        if let (Some(path), Some(line)) = (path, symbol.lineno()) {
-            let better = path.ends_with(".cu")
-                && found.as_ref().is_none_or(|(p, _): &(String, u32)| !p.ends_with(".cu"));
-            if found.is_none() || better {
-                found = Some((path, line));
-            }
-        }
-    });
-    found
-}
-
-/// Memory that ends at a page which is not there.
-pub struct Memory {
-    start: *mut u8,
-    bytes: usize,
-    used: Arc<AtomicU64>,
-}
-
-impl Memory {
-    fn part(&self, at: usize, bytes: usize) -> Result<*mut u8> {
-        if at.saturating_add(bytes) > self.bytes {
-            let (expected, got) = (at.saturating_add(bytes), self.bytes);
-            return Err(Error::Shape { op: "copy", what: "bytes of the allocation", expected, got });
-        }
-        Ok(self.start.wrapping_add(at))
-    }
-}
-
-// SAFETY: plain memory, owned.
-unsafe impl Send for Memory {}
-// SAFETY: shared references only copy from it.
-unsafe impl Sync for Memory {}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: came from `simt_allocate` with this size, freed once.
-        unsafe { simt_free(self.start, self.bytes as u64) };
-        self.used.fetch_sub(self.bytes as u64, Ordering::Relaxed);
-    }
 }
 
 /// What a capture recorded.
