@@ -37,7 +37,6 @@ fn requests_that_cannot_be_honoured() {
         (&["generate", "--remask"], "--order confidence"),
         (&["generate", "--order", "random", "--threshold", "0.5"], "--threshold"),
         (&["generate", "--device", "gpu"], "expected cpu"),
-        (&["generate", "--device", "simt"], "lacuna selftest"),
         (&["generate", "--device", "abacus"], "expected cpu"),
         (&["generate", "--bos", "never"], "--bos never"),
         (&["generate", "--trace", "run.txt"], ".html"),

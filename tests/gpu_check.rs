@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use lacuna::config::Family;
 use lacuna::measure;
+use lacuna::model::SyntheticShape;
 use serde_json::Value;
 
 const PARTS: [&str; 6] = ["facts", "selftest", "sanitizer", "ceilings", "kernels", "denoise"];
@@ -263,13 +265,13 @@ fn the_tables_pair_the_two_programs() {
             if who == "lacuna" { "median_s" } else { "seconds" }
         )
     };
-    let engine = ",\"nfe\":60,\"tokens\":511,\"tokens_per_s\":2044.0,\"flops\":5e13,\"tflop_per_s\":200.0,\"gemm\":\"own\"";
+    let engine = ",\"model\":\"diffugpt-s\",\"nfe\":60,\"tokens\":511,\"tokens_per_s\":2044.0,\"flops\":5e13,\"tflop_per_s\":200.0,\"gemm\":\"own\"";
     write(
         "6-denoise.jsonl",
         &[
             run_of("PyTorch", "denoise", 64, 1.0, ",\"scaled\":\"scaled from 8 steps\""),
             run_of("lacuna", "denoise", 64, 0.25, engine),
-            run_of("PyTorch", "ar", 0, 4.0, ""),
+            run_of("PyTorch", "ar", 0, 4.0, ",\"model\":\"GPT2LMHeadModel\""),
             run_of("lacuna", "ar", 0, 0.5, ""),
         ]
         .concat(),
@@ -296,6 +298,8 @@ fn the_tables_pair_the_two_programs() {
     );
     assert!(row("| diffugpt-s | 512 | 1 |").contains("| 8.00x |"), "{report}");
     assert!(report.contains("[1] PyTorch: scaled from 8 steps."), "{report}");
+    assert!(report.contains("PyTorch's network: GPT2LMHeadModel."), "{report}");
+    assert!(!report.contains("PyTorch's network: diffugpt-s"), "{report}");
     assert!(report.ends_with("## What was skipped or failed\n\nNothing.\n"), "{report}");
     assert_eq!(results(dir.path()).len(), 10);
 }
@@ -316,6 +320,28 @@ fn both_programs_measure_the_same_sizes() {
             .map(|c| serde_json::json!({"stem": c.stem(), "dtype": c.dtype.name(), "shape": c.shape()}))
             .collect();
         assert_eq!(listed, own);
+    }
+}
+
+/// A name that the engine does not know costs every one of its rows.
+#[test]
+fn both_programs_mean_the_same_networks() {
+    if !python() {
+        return;
+    }
+    let out = Command::new("python3").arg(root().join("tools/gpu/models.py")).output().expect("python3");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8(out.stdout).expect("UTF-8");
+    let listed: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("an object")).collect();
+    assert!(SyntheticShape::PAPER.iter().all(|s| listed.iter().any(|l| l["name"] == s.name())), "{text}");
+    for shape in listed {
+        let own: SyntheticShape =
+            shape["name"].as_str().expect("a name").parse().expect("a shape of the engine");
+        let c = own.config();
+        let family = if c.family == Family::Gpt2 { "gpt2" } else { "llama" };
+        let expected = serde_json::json!({"name": own.name(), "family": family, "layers": c.layers, "width": c.width,
+            "heads": c.heads, "hidden": c.mlp_width, "vocab": c.vocab_size, "positions": c.max_positions});
+        assert_eq!(shape, expected);
     }
 }
 

@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::GOLDEN;
-use lacuna::backend::Confidence;
 use lacuna::backend::cuda::simt::{Limits as SimtLimits, Options, Simt};
 use lacuna::backend::cuda::{Counts, Cuda, Device};
+use lacuna::backend::{Backend, Confidence, Forward, Mask};
 use lacuna::io::ModelFiles;
-use lacuna::model::{LoadOptions, Model};
+use lacuna::model::{Arena, ArenaSize, Batch, LoadOptions, Model, SyntheticShape};
 use lacuna::sample::{Canvas, CountSchedule, Limits, MemoryPlan, Order, Part, Request, Sampler};
 
 /// A machine that does not watch every access: `lacuna selftest` and `tests/simt.rs` do that.
@@ -255,5 +255,25 @@ fn the_memory_plan_is_what_is_allocated() {
             drop(sampler);
             assert_eq!(device.free_memory().unwrap(), before);
         }
+    }
+}
+
+/// Made-up weights are the same numbers on every machine, and others for another seed.
+#[test]
+fn synthetic_weights_give_the_logits_of_the_cpu() {
+    fn logits<B: Forward + Backend<Elem = f32>>(backend: B, shape: SyntheticShape, seed: u64) -> Vec<f32> {
+        let model = Model::synthetic(backend, shape, seed).unwrap();
+        let size = ArenaSize { tokens: 9, rows: 9 };
+        let mut arena = Arena::new(model.backend(), model.config(), size, 9).unwrap();
+        let mut batch = Batch::with_capacity(size, 1);
+        batch.push(&[5, 100, 3, 3, 7, 8, 9, 3, 60], 0..9);
+        model.logits(&batch, &mut arena, Mask::Full).unwrap()
+    }
+    for shape in [SyntheticShape::TinyGpt2, SyntheticShape::TinyLlama] {
+        let expected = logits(common::backend(2), shape, 4);
+        let error = common::relative(&logits(machine(), shape, 4), &expected);
+        assert!(error < 1e-4, "{shape}: {error:e}");
+        let other = common::relative(&logits(common::backend(1), shape, 5), &expected);
+        assert!(other > 0.5, "{shape}: another seed differs by {other:e} only");
     }
 }

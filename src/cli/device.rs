@@ -49,7 +49,13 @@ pub fn check(args: &DeviceArgs) -> Result<()> {
         (Place::Cpu, Some(dtype)) => Err(Error::request(format!(
             "--dtype {dtype}: the CPU computes in f32 (weights stay as they are stored); leave it out"
         ))),
-        (Place::Cuda(ordinal), _) => driver::available(ordinal).map(|_| ()),
+        (Place::Cuda(ordinal), _) => match driver::available(ordinal) {
+            Ok(_) => Ok(()),
+            Err(Error::Device { device, what, hint }) if !hint.contains("--device cpu") => {
+                Err(Error::Device { device, what, hint: format!("{hint}; or use --device cpu") })
+            }
+            Err(error) => Err(error),
+        },
     }
 }
 

@@ -105,3 +105,36 @@ pub(super) fn check<B: Forward + Denoise>(model: &Model<B>, limits: Limits) -> c
         hint,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{SyntheticShape, parameters_of};
+
+    /// Lines of the table in docs/engine.md.
+    #[test]
+    fn the_documented_table_is_what_is_planned() {
+        let config = SyntheticShape::DiffuLlama7b.config();
+        let parameters =
+            parameters_of(&config).iter().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
+        let mut lines = String::new();
+        for length in [512, 2048] {
+            for sequences in [1, 32] {
+                let limits = Limits { sequences, tokens: sequences * length };
+                let plan = MemoryPlan::on_card(&config, parameters, Dtype::Bf16, limits);
+                let mib = |bytes: u128| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+                let MemoryPlan { weights, activations, logits, canvases, .. } = plan;
+                lines += &format!(
+                    "| {length} | {sequences} | {} | {} | {} | {} | {} |\n",
+                    mib(weights),
+                    mib(activations),
+                    mib(logits),
+                    mib(canvases),
+                    mib(plan.total())
+                );
+            }
+        }
+        let document = include_str!("../../docs/engine.md");
+        assert!(document.contains(&lines), "docs/engine.md should have\n{lines}");
+    }
+}

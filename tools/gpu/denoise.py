@@ -21,9 +21,9 @@ def plan(tiny):
     if tiny:
         loops = [("tiny-gpt2", 16, 4, 1), ("tiny-llama", 16, 4, 2), ("tiny-gpt2", 16, 8, 1)]
         return [("denoise", *loop) for loop in loops] + [("ar", "tiny-gpt2", 16, 0, 1), ("ar", "tiny-llama", 16, 0, 2)]
-    small, medium, large = ("diffugpt-s", 512), ("diffugpt-m", 1024), ("diffullama", 1024)
+    small, medium, large = ("diffugpt-s", 512), ("diffugpt-m", 1024), ("diffullama-7b", 1024)
     first = [small, medium, large]
-    rest = [("diffullama", 2048), ("diffugpt-s", 1024), ("diffugpt-m", 512), ("diffullama", 512)]
+    rest = [("diffullama-7b", 2048), ("diffugpt-s", 1024), ("diffugpt-m", 512), ("diffullama-7b", 512)]
     todo = [("denoise", *s, 64, 1) for s in first]
     todo += [("ar", *s, 0, 1) for s in first]
     todo += [("denoise", *s, 256, 1) for s in first]

@@ -2,10 +2,14 @@
 network in torch.nn (it says which). Speed does not depend on what the weights are.
 
 Both give `logits(ids)`, bidirectional over whole sequences, and `decode(ids, state)`, causal with a cache of keys and values.
+
+Run by itself it prints the shapes, one JSON object a line; their names are those of `lacuna bench denoise --shape`, and
+tests/gpu_check.rs compares them with the engine's.
 """
 
 import inspect
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 from common import brief
 
@@ -38,9 +42,9 @@ SHAPES = {
     for s in (
         Shape("diffugpt-s", "gpt2", 12, 768, 12, 3072, 50257, 1024),
         Shape("diffugpt-m", "gpt2", 24, 1024, 16, 4096, 50258, 1024),
-        Shape("diffullama", "llama", 32, 4096, 32, 11008, 32000, 4096),
-        Shape("tiny-gpt2", "gpt2", 2, 32, 2, 64, 101, 64),
-        Shape("tiny-llama", "llama", 2, 32, 2, 48, 101, 64),
+        Shape("diffullama-7b", "llama", 32, 4096, 32, 11008, 32000, 4096),
+        Shape("tiny-gpt2", "gpt2", 2, 64, 2, 256, 101, 64),
+        Shape("tiny-llama", "llama", 2, 64, 2, 96, 101, 64),
     )
 }
 
@@ -217,3 +221,8 @@ def own_network(torch, shape, why):
             return self.run(ids, state, True)
 
     return Net().eval()
+
+
+if __name__ == "__main__":
+    for shape in SHAPES.values():
+        print(json.dumps(asdict(shape)))

@@ -208,7 +208,7 @@ def denoise(rows):
         lines += ["Token by token, with a cache of keys and values:", ""]
         lines += table(["shape", "L", "batch", "PyTorch s", "lacuna s", "ratio", "PyTorch tokens/s", "lacuna tokens/s"], ar)
     lines += [f"[{i}] {words}." for i, words in enumerate(notes, 1)] + [""] * bool(notes)
-    models = list(dict.fromkeys(r["model"] for r in runs if r.get("model")))
+    models = list(dict.fromkeys(r["model"] for r in runs if r.get("who") == "PyTorch" and r.get("model")))
     gemms = list(dict.fromkeys(r["gemm"] for r in runs if r.get("gemm")))
     lines += [f"PyTorch's network: {m}." for m in models] + [""] * bool(models)
     lines += [f"lacuna's matrix products: {', '.join(gemms)}.", ""] if gemms else []

@@ -144,19 +144,26 @@ impl<D: Device> Backend for Cuda<D> {
 
     fn synthetic_matrix(&self, tensor: &SyntheticTensor, layout: Layout) -> Result<Matrix<D>> {
         let (&[rows, columns], Fill::Normal { std }) = (tensor.shape.as_slice(), tensor.fill) else {
-            return self.matrix(&tensor.stored(self.dtype)?, layout);
+            return self.matrix(&tensor.stored(Dtype::Bf16)?, layout);
         };
         let sizes = match layout {
             Layout::OutIn => [columns, rows],
             Layout::InOut => [rows, columns],
         };
-        let mut buffer = Buffer::new(&self.device, self.dtype, tensor.count()?)?;
-        self.random_weights(self.dtype, tensor.seed, tensor.parameter, std, &mut buffer)?;
+        let count = tensor.count()?;
+        // As a checkpoint in bf16 would hold them, whatever is computed in: the same numbers on every machine.
+        let mut buffer = Buffer::new(&self.device, Dtype::Bf16, count)?;
+        self.random_weights(Dtype::Bf16, tensor.seed, tensor.parameter, std, &mut buffer)?;
+        if self.dtype != Dtype::Bf16 {
+            let mut converted = Buffer::new(&self.device, self.dtype, count)?;
+            self.cast((&buffer, Dtype::Bf16, 0), (&mut converted, self.dtype, 0), count)?;
+            buffer = converted;
+        }
         Matrix::of(buffer, self.dtype, layout, sizes)
     }
 
     fn synthetic_vector(&self, tensor: &SyntheticTensor) -> Result<Buffer<D>> {
-        self.vector(&tensor.stored(self.dtype)?)
+        self.vector(&tensor.stored(Dtype::Bf16)?)
     }
 
     fn copied_bytes(&self, matrix: &Matrix<D>) -> usize {

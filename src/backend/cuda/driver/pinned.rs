@@ -2,8 +2,6 @@
 
 use std::ffi::c_void;
 
-use rayon::prelude::*;
-
 use super::Inner;
 use super::api::{CUdeviceptr, CUevent};
 use crate::backend::cuda::device::count;
@@ -12,8 +10,22 @@ use crate::error::Result;
 /// A slot is filled while the card reads the others.
 const SLOTS: usize = 4;
 const SLOT_BYTES: usize = 8 << 20;
-/// Copies of at least this much are shared out among threads, in parts of as much.
+/// What a thread copies, at least, and most threads.
 const PART: usize = 1 << 20;
+const THREADS: usize = 4;
+
+/// Copies on threads of its own: on those of a pool the thread that holds the ring could be given another's copy to wait for.
+fn copy(src: &[u8], dst: &mut [u8]) {
+    let part = src.len().div_ceil(THREADS).max(PART);
+    if part >= src.len() {
+        return dst.copy_from_slice(src);
+    }
+    std::thread::scope(|scope| {
+        for (src, dst) in src.chunks(part).zip(dst.chunks_mut(part)) {
+            scope.spawn(|| dst.copy_from_slice(src));
+        }
+    });
+}
 
 /// Slots of pinned memory, filled one after the other.
 pub(super) struct Ring {
@@ -60,9 +72,7 @@ impl Ring {
             let room = unsafe {
                 std::slice::from_raw_parts_mut(self.start.add(self.slot * SLOT_BYTES + self.used), n)
             };
-            room.par_chunks_mut(PART)
-                .zip(src[done..done + n].par_chunks(PART))
-                .for_each(|(room, src)| room.copy_from_slice(src));
+            copy(&src[done..done + n], room);
             // SAFETY: the caller checked the range on the card; the pinned memory stays as it is until the slot's event.
             let code = unsafe { (inner.api.upload)(to + done as u64, room.as_ptr().cast(), n, inner.stream) };
             inner.check(format_args!("cannot copy {n} bytes to the card"), code)?;
