@@ -16,7 +16,7 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
         }));
     }
     let shapes: Vec<&'static [usize]> = grid
-        .choose(&[&[5, 1, 40], &[17, 0, 3]], &[&[300, 1, 2, 700, 33], &[64; 9], &[1030, 257], &[0, 2500, 0]]);
+        .choose(&[&[5, 1, 40], &[1200, 0, 3]], &[&[300, 1, 2, 700, 33], &[64; 9], &[1030, 257], &[17, 0, 3]]);
     for lengths in shapes {
         let shape = format!("lengths {lengths:?}");
         cases.push(Case::new("needs", "needs_select", shape, move |rig: &Rig<'_, D>| select(rig, lengths)));
