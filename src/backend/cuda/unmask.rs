@@ -73,7 +73,7 @@ impl<D: Device> Cuda<D> {
     }
 
     /// Draws one token from each of `rows` rows of logits of format `dtype`: row r is the `vocab` numbers of `logits` from
-    /// number `at + r * stride` on. `params` U32 `[rows, 12]` holds each row's [`unmask_words`], `out` has room for `rows`
+    /// number `at + r * stride` on. `params` U32 `[rows, 12]` holds each row's [`unmask_words`](crate::backend::unmask_words), `out` has room for `rows`
     /// draws. A row's result depends on that row alone, and is that of the CPU's
     /// [`unmask_rows`](crate::backend::cpu::unmask::unmask_rows) on the same numbers, token for token.
     ///
