@@ -87,7 +87,7 @@ struct Kernels {
     /// Only kernel files and shapes that contain this
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// A few small shapes, two runs of each: whether it works
+    /// A few small shapes: whether it works
     #[arg(long)]
     quick: bool,
     /// One JSON object a line
