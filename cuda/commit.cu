@@ -17,7 +17,7 @@
 // commit_ranked     words [sequences, 8] (RankWord): of the needs, `take` with the greatest scores are to be tokens: the masked
 //                   ones among them are committed, of the others those that are tokens are remasked (if `remask`). Score:
 //                   confidence where masked, given_log_prob where not, plus noise * Gumbel. Greater by
-//                   f32::total_cmp, of equal ones the lower index: Running::apply_counted of src/sample/running.rs.
+//                   f32::total_cmp, of equal ones the lower index: commit_ranked of src/backend/cpu/denoise.rs.
 //                   Shared memory: RankWork and 8 bytes a need, `longest` at most in a sequence (one with more is left as it is).
 // commit_threshold  words [sequences, 2] (ThresholdWord): commits each masked need whose score is above tau, the best one if there
 //                   is none. Score: confidence, or with `exp` its exponential. Shared memory: 64 bytes.

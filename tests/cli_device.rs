@@ -71,8 +71,25 @@ fn what_is_not_there_or_too_small_is_said() {
     fails(&[&on("cpu")[..], &["--dtype", "bf16"]].concat(), &[], 2, "--dtype bf16");
     fails(&on("simt"), &[("LACUNA_SIMT_MEMORY", "1000000")], 7, "of 1000000 there");
     fails(&on("simt"), &[("LACUNA_SIMT_MEMORY", "much")], 2, "expected a whole number");
-    let many = ["generate", "-q", "-l", "100", "-T", "1", "--batch", "64", "--device", "simt"];
+    let many = "bench denoise --length 100 -T 1 --batch 64 --repeat 1 --device simt";
+    let many: Vec<&str> = many.split(' ').collect();
     fails(&many, &[("LACUNA_SIMT_MEMORY", "20000000")], 7, "at a time fit");
+}
+
+/// As many sequences are worked on at a time as there is room for, and the texts are the same.
+#[test]
+fn a_batch_is_cut_to_what_fits() {
+    let args = ["generate", "-q", "-l", "60", "-T", "1", "--batch", "12", "--seed", "2", "--device", "simt"];
+    let [ample, scarce] = ["8000000000", "11000000"].map(|bytes| {
+        let output = lacuna(&[&args[..], &["-v"]].concat(), &[("LACUNA_SIMT_MEMORY", bytes)]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let said = text(&output.stderr);
+        let (_, rest) = said.split_once("memory for ").expect("the plan");
+        let tokens = rest.split_once(" sequences at a time, ").and_then(|(_, rest)| rest.split(' ').next());
+        (text(&output.stdout), tokens.and_then(|n| n.parse::<usize>().ok()).expect("a number"))
+    });
+    assert!(scarce.1 < ample.1, "{} and {} tokens at a time", scarce.1, ample.1);
+    assert_eq!(scarce.0, ample.0);
 }
 
 #[test]

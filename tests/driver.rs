@@ -5,28 +5,13 @@
 use std::path::Path;
 use std::process::Command;
 
+#[path = "support/stand_in.rs"]
+mod support;
+
 use lacuna::Error;
 use lacuna::backend::cuda::driver::{self, Card};
 use lacuna::backend::cuda::{Buffer, Device, Format, Launch};
 use lacuna::element::Dtype;
-
-/// A folder with the library; none where there is no C compiler.
-fn stand_in() -> Option<tempfile::TempDir> {
-    let dir = tempfile::tempdir().expect("a folder");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/libcuda.c");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(dir.path().join("libcuda.so")).arg(source);
-    match compiler.output() {
-        Ok(done) => {
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-            Some(dir)
-        }
-        Err(error) => {
-            eprintln!("skipped: no C compiler ({error})");
-            None
-        }
-    }
-}
 
 /// Whether this build has kernels; without, no card can be opened.
 fn has_kernels() -> bool {
@@ -35,16 +20,12 @@ fn has_kernels() -> bool {
 
 /// Runs `lacuna ARGS` on the stand-in: exit code, standard output, standard error.
 fn lacuna(dir: &Path, wrong: &str, args: &[&str]) -> (i32, String, String) {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin("lacuna"));
-    command.args(args).env("LD_LIBRARY_PATH", dir).env("STANDIN", wrong).env_remove("LACUNA_MODEL");
-    let out = command.output().expect("started");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    (out.status.code().expect("a code"), text(out.stdout), text(out.stderr))
+    support::lacuna(dir, &[("STANDIN", wrong)], args)
 }
 
 #[test]
 fn what_is_said_of_a_machine_that_will_not_do() {
-    let Some(dir) = stand_in() else { return };
+    let Some(dir) = support::stand_in() else { return };
     for (wrong, number, words) in [
         ("no-card", "cuda", "sees no card"),
         ("old-driver", "cuda", "the NVIDIA driver is for CUDA 11.8, expected 12.0 or later"),
@@ -76,7 +57,7 @@ fn what_is_said_of_a_machine_that_will_not_do() {
 
 #[test]
 fn kernels_that_do_nothing_fail_the_self_test() {
-    let Some(dir) = stand_in() else { return };
+    let Some(dir) = support::stand_in() else { return };
     if !has_kernels() {
         return;
     }
@@ -94,7 +75,7 @@ fn kernels_that_do_nothing_fail_the_self_test() {
 
 #[test]
 fn a_kernel_that_crashes_ends_the_self_test() {
-    let Some(dir) = stand_in() else { return };
+    let Some(dir) = support::stand_in() else { return };
     if !has_kernels() {
         return;
     }
@@ -115,7 +96,7 @@ fn a_kernel_that_crashes_ends_the_self_test() {
 
 #[test]
 fn memory_launches_graphs_and_events() {
-    let Some(dir) = stand_in() else { return };
+    let Some(dir) = support::stand_in() else { return };
     let mut command = Command::new(std::env::current_exe().expect("this test"));
     command.args(["--exact", "on_the_stand_in", "--ignored", "--nocapture", "--test-threads", "1"]);
     command.env("LD_LIBRARY_PATH", dir.path()).env("STANDIN_REPORT", "1");
@@ -174,6 +155,20 @@ fn on_the_stand_in() {
     let Err(error) = card.allocate(1 << 40) else { panic!("there is not so much") };
     assert!(matches!(error, Error::Memory { needed, .. } if needed == 1 << 40));
     assert!(error.to_string().contains("of 1073741824 there 1000 are free"), "{error}");
+
+    // Sent by way of pinned memory: more than it holds, then small pieces, all where they belong.
+    let many: Vec<u8> = (0..37_000_001_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut sent = Buffer::<Card>::new(&card, Format::U8, many.len()).expect("memory");
+    let before = card.counts();
+    sent.send(&card, 1, &many[1..]).expect("sent");
+    sent.send(&card, 0, &many[..1]).expect("sent");
+    for at in [0, 5, 77_777] {
+        sent.send(&card, at, &many[at..at + 9]).expect("sent");
+    }
+    let counts = card.counts() - before;
+    assert_eq!((counts.sends, counts.uploads), (5, 0), "{counts:?}");
+    assert!(sent.to_vec::<u8>(&card).expect("read") == many, "what was sent is not what arrived");
+    assert!(matches!(sent.send(&card, many.len(), &[0_u8]), Err(Error::Shape { .. })));
 
     // Launches that are refused before the driver sees them.
     let mut out = Buffer::<Card>::new(&card, Dtype::F32, 4).expect("memory");

@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use lacuna::config::Family;
-use lacuna::measure;
 use lacuna::model::SyntheticShape;
+use lacuna::profile;
 use serde_json::Value;
 
 const PARTS: [&str; 6] = ["facts", "selftest", "sanitizer", "ceilings", "kernels", "denoise"];
@@ -236,10 +236,10 @@ fn the_tables_pair_the_two_programs() {
         "4-ceilings.jsonl",
         "{\"what\":\"copy\",\"gb_per_s\":3000.0,\"median_us\":5}\n{\"what\":\"product\",\"tflop_per_s\":700.0}\n",
     );
-    let case = measure::cases(false).into_iter().find(|c| c.stem() == "attention").expect("attention");
+    let case = profile::cases(false).into_iter().find(|c| c.stem() == "attention").expect("attention");
     // 350 TFLOP/s, as the engine's line says it, and PyTorch twice as long by its best way.
     let time = case.flops() as f64 / 350e6;
-    let own = measure::Timing {
+    let own = profile::Timing {
         stem: case.stem(),
         kernel: case.kernel(),
         shape: case.shape(),
@@ -262,15 +262,16 @@ fn the_tables_pair_the_two_programs() {
         format!(
             "{{\"who\":\"{who}\",\"bench\":\"{bench}\",\"shape\":\"diffugpt-s\",\"length\":512,\"steps\":{steps},\
              \"batch\":1,\"{}\":{seconds}{more}}}\n",
-            if who == "lacuna" { "median_s" } else { "seconds" }
+            if who == "PyTorch" { "seconds" } else { "median_s" }
         )
     };
-    let engine = ",\"model\":\"diffugpt-s\",\"nfe\":60,\"tokens\":511,\"tokens_per_s\":2044.0,\"flops\":5e13,\"tflop_per_s\":200.0,\"gemm\":\"own\"";
+    let engine = ",\"model\":\"diffugpt-s\",\"nfe\":60,\"tokens\":511,\"tokens_per_s\":2044.0,\"flops\":5e13,\"tflop_per_s\":200.0,\"gemm\":\"cuBLASLt 13.1.0\"";
     write(
         "6-denoise.jsonl",
         &[
             run_of("PyTorch", "denoise", 64, 1.0, ",\"scaled\":\"scaled from 8 steps\""),
             run_of("lacuna", "denoise", 64, 0.25, engine),
+            run_of("lacuna, own products", "denoise", 64, 0.2, ",\"gemm\":\"own\""),
             run_of("PyTorch", "ar", 0, 4.0, ",\"model\":\"GPT2LMHeadModel\""),
             run_of("lacuna", "ar", 0, 0.5, ""),
         ]
@@ -297,11 +298,13 @@ fn the_tables_pair_the_two_programs() {
         "| diffugpt-s | 512 | 64 | 1 | 1.00 [1] | 0.25 | 4.00x | 511 | 2,044 | 60.0 | 50.0 | – | 200 | 25% | 4.00 | 0.5 |"
     );
     assert!(row("| diffugpt-s | 512 | 1 |").contains("| 8.00x |"), "{report}");
+    assert!(row("| diffugpt-s | 512 | 64 | 1 | 0.25 | 0.2").ends_with("| 1.25x |"), "{report}");
+    assert!(report.contains("lacuna's matrix products: cuBLASLt 13.1.0, own."), "{report}");
     assert!(report.contains("[1] PyTorch: scaled from 8 steps."), "{report}");
     assert!(report.contains("PyTorch's network: GPT2LMHeadModel."), "{report}");
     assert!(!report.contains("PyTorch's network: diffugpt-s"), "{report}");
     assert!(report.ends_with("## What was skipped or failed\n\nNothing.\n"), "{report}");
-    assert_eq!(results(dir.path()).len(), 10);
+    assert_eq!(results(dir.path()).len(), 11);
 }
 
 #[test]
@@ -315,7 +318,7 @@ fn both_programs_measure_the_same_sizes() {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         let text = String::from_utf8(out.stdout).expect("UTF-8");
         let listed: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("an object")).collect();
-        let own = measure::cases(tiny).into_iter().filter(|c| c.stem() != "events");
+        let own = profile::cases(tiny).into_iter().filter(|c| c.stem() != "events");
         let own: Vec<Value> = own
             .map(|c| serde_json::json!({"stem": c.stem(), "dtype": c.dtype.name(), "shape": c.shape()}))
             .collect();
@@ -357,7 +360,7 @@ fn the_parts_in_python_run_on_the_cpu() {
         of("ceilings").iter().any(|r| r["what"] == "copy" && r["gb_per_s"].as_f64() > Some(0.0)),
         "{text}"
     );
-    for case in measure::cases(true).into_iter().filter(|c| c.stem() != "events") {
+    for case in profile::cases(true).into_iter().filter(|c| c.stem() != "events") {
         let timed = of("kernels").into_iter().any(|r| {
             r["stem"] == case.stem() && r["shape"] == case.shape() && r["median_us"].as_f64() > Some(0.0)
         });

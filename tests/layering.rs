@@ -1,7 +1,7 @@
 //! The direction of imports. A module may import what stands below it and nothing else:
 //!
 //! error, element, rng, config, shift, ranking, synthetic  <-  backend, io, diffusion  <-  model  <-  sample, train, eval
-//! <-  serve, profile, selftest, measure  <-  cli  <-  main. Modules of one level do not import one another, except
+//! <-  serve, profile, selftest  <-  cli  <-  main. Modules of one level do not import one another, except
 //! for the leaves.
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ const LEVELS: [&[&str]; 6] = [
     &["backend", "io", "diffusion"],
     &["model"],
     &["sample", "train", "eval"],
-    &["serve", "profile", "selftest", "measure"],
+    &["serve", "profile", "selftest"],
     &["cli"],
 ];
 

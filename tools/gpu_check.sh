@@ -23,8 +23,8 @@
 #   --python FILE   the Python to use (default: python3 or python, the first that has PyTorch)
 #   --dry-run, --tiny, --help
 #
-# LACUNA names the binary; else target/release/lacuna, then one beside this script, then PATH. LACUNA_CUBLASLT, which names the
-# matrix library, is set to the one that came with PyTorch where the system has none.
+# LACUNA names the binary; else target/release/lacuna, then one beside this script, then PATH. LACUNA_CUBLASLT, which names
+# cuBLASLt, is set to the one that came with PyTorch where the loader finds none: lacuna multiplies by it then, as PyTorch does.
 #
 # Ctrl-C or SIGTERM ends the part that runs and writes the report of what there is. A second run into the same folder is
 # refused. The machine should be idle: other work on the card is in the numbers.

@@ -38,7 +38,7 @@ pub fn bench(c: &mut Criterion) {
             cpu.run(|| {
                 b.iter(|| {
                     let epilogue = Epilogue { bias: None, activation: kind, accumulate: false };
-                    cpu.linear(&x, rows, &w, 0..width, epilogue, &mut out, Rows::dense(width)).unwrap()
+                    cpu.linear((&x, 0), rows, &w, 0..width, epilogue, &mut out, Rows::dense(width)).unwrap()
                 })
             });
         });

@@ -2,7 +2,7 @@
 //! the whole matrix of scores.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use lacuna::backend::{Backend, HeadShape, Mask, Rows, Segment};
+use lacuna::backend::{Backend, Forward, HeadShape, Mask, Rows, Segment};
 
 use crate::support::*;
 
@@ -24,17 +24,18 @@ pub fn bench(c: &mut Criterion) {
         let mut positions = cpu.alloc_index(queries).expect("memory");
         cpu.write_index(&mut positions, &(0..queries as u32).collect::<Vec<_>>()).expect("room");
         let shape = HeadShape { heads: HEADS, kv_heads: KV_HEADS, head_dim: D, scale: 0.125 };
-        let segments = [Segment { q_start: 0, q_len: queries, k_start: 0, k_len: keys }];
+        let segments = vec![Segment { q_start: 0, q_len: queries, k_start: 0, k_len: keys }];
         let at = |at| (&qkv, Rows { at, stride });
         for (name, mask) in [("full", Mask::Full), ("causal", Mask::Causal)] {
             if queries == 1 && name == "causal" {
                 continue;
             }
+            let mask = mask.into();
             group.bench_function(BenchmarkId::new(name, &id), |b| {
                 cpu.run(|| {
                     b.iter(|| {
                         let (q, k, v) = (at(0), at(width), at(width + KV_HEADS * D));
-                        cpu.attention(q, k, v, shape, &segments, &positions, mask, &mut out).unwrap()
+                        cpu.attention(q, k, v, shape, &segments, &positions, &mask, &mut out).unwrap()
                     })
                 });
             });

@@ -23,7 +23,7 @@ pub fn bench(c: &mut Criterion) {
             cpu.run(|| {
                 b.iter(|| {
                     let dense = Rows::dense(VOCAB);
-                    cpu.linear(&x, rows, &w, 0..VOCAB, Epilogue::NONE, &mut out, dense).unwrap()
+                    cpu.linear((&x, 0), rows, &w, 0..VOCAB, Epilogue::NONE, &mut out, dense).unwrap()
                 })
             });
         });

@@ -1,7 +1,7 @@
 //! Matrix products (FLOP/s) on bf16 and f32 weights, against the `gemm` crate on f32.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use lacuna::backend::{Backend, Epilogue, Layout, Rows};
+use lacuna::backend::{Backend, Epilogue, Forward, Layout, Rows};
 use lacuna::element::Dtype;
 
 use crate::support::*;
@@ -32,7 +32,9 @@ pub fn bench(c: &mut Criterion) {
             let w = weight(&cpu, dtype, layout, k, n);
             group.bench_function(BenchmarkId::new(format!("{dtype} {layout:?}"), &shape), |b| {
                 cpu.run(|| {
-                    b.iter(|| cpu.linear(&x, m, &w, 0..n, Epilogue::NONE, &mut out, Rows::dense(n)).unwrap())
+                    b.iter(|| {
+                        cpu.linear((&x, 0), m, &w, 0..n, Epilogue::NONE, &mut out, Rows::dense(n)).unwrap()
+                    })
                 });
             });
         }

@@ -2,6 +2,7 @@
 //! softmax, a sort of the vocabulary, a cumulative sum.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use lacuna::backend::cpu::unmask::unmask_rows;
 use lacuna::backend::{Backend as _, Confidence, NO_TOKEN, RowDraw, RowParams};
 use lacuna::rng::{Purpose, Rng};
 use rayon::prelude::*;
@@ -67,7 +68,9 @@ pub fn bench(c: &mut Criterion) {
             .collect();
         let mut out = vec![RowDraw::default(); ROWS];
         group.bench_function(BenchmarkId::new("select", name), |b| {
-            b.iter(|| cpu.unmask(&logits, VOCAB, &params, &mut out).expect("finite logits"));
+            b.iter(|| {
+                cpu.run(|| unmask_rows(logits.as_slice(), VOCAB, &params, &mut out)).expect("finite logits")
+            });
         });
     }
     group.bench_function("sort, top-p 0.9 (baseline)", |b| {

@@ -1,8 +1,8 @@
 //! Denoising steps on canvases that live in the backend's memory: which rows a step needs, and what becomes of the tokens
-//! drawn from them. The host plans steps ahead ([`Want`]), writes the plan to the [`Deck`]'s tape, and need not look at a
+//! drawn from them. The host plans steps ahead ([`Want`]), writes the plan to the [`Canvases`]'s tape, and need not look at a
 //! canvas until it is done.
 
-use super::{Confidence, Inputs, NoiseAddress, UNMASK_WORDS, Unmask};
+use super::{Confidence, Inputs, NO_TOKEN, NoiseAddress, UNMASK_WORDS, Unmask};
 use crate::error::Result;
 
 /// Words of a sequence's [`Want`], of its [`DrawingWords`], of its [`RankWords`] and of its [`threshold_words`] in a buffer.
@@ -18,7 +18,7 @@ pub enum WantKind {
     /// None.
     #[default]
     Nothing = 0,
-    /// Those that the deck's list names in `low .. high`.
+    /// Those that the canvases' list names in `low .. high`.
     Listed = 1,
     /// The masked ones of the positions to be filled in `low .. high`.
     Masked = 2,
@@ -64,11 +64,46 @@ pub struct DrawingWords {
     pub confidence: Confidence,
     pub seed: u64,
     pub sequence: u32,
-    /// Uniform numbers are not drawn but given: that of a row is number `at + step * length + row` of the deck's.
+    /// Uniform numbers are not drawn but given: that of a row is number `at + step * length + row` of the canvases'.
     pub uniforms_at: Option<u32>,
 }
 
+/// The words of a row that nobody needs: its best token is drawn.
+pub(crate) const IDLE_ROW: [u32; UNMASK_WORDS] =
+    [0, 1_f32.to_bits(), 0, NO_TOKEN, NO_TOKEN, 0, 0, 0, 0, 0, 0, 0];
+
 impl DrawingWords {
+    /// Where the given uniform numbers begin, of [`words`](Self::words).
+    pub(crate) fn uniforms_at(words: &[u32; DRAWING_WORDS]) -> Option<u32> {
+        (words[4] >> 8 == 0).then_some(words[8])
+    }
+
+    /// A row's words ([`unmask_words`](super::unmask_words)) out of its sequence's.
+    pub(crate) fn row(
+        words: &[u32; DRAWING_WORDS],
+        given: u32,
+        uniform: f32,
+        step: u32,
+        position: u32,
+    ) -> [u32; UNMASK_WORDS] {
+        let [temperature, top_p, top_k, suppress, how, seed_low, seed_high, sequence, ..] = *words;
+        let uniform = uniform.to_bits();
+        [
+            temperature,
+            top_p,
+            top_k,
+            suppress,
+            given,
+            how,
+            uniform,
+            seed_low,
+            seed_high,
+            sequence,
+            step,
+            position,
+        ]
+    }
+
     pub fn words(&self) -> [u32; DRAWING_WORDS] {
         let mode = if self.uniforms_at.is_some() { 0 } else { 1 };
         [
@@ -184,9 +219,9 @@ pub struct StepShape {
     pub answers: bool,
 }
 
-/// How much a [`Deck`] holds.
+/// How much a [`Canvases`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeckSize {
+pub struct CanvasesSize {
     pub sequences: usize,
     /// All sequences together.
     pub tokens: usize,
@@ -196,8 +231,8 @@ pub struct DeckSize {
 
 /// Canvases in flight, packed one behind the other, in a backend's memory. Token ids are in the [`Inputs`] of the forward pass.
 /// `S` sequences, `T` tokens, `R` rows, `N` needs; the buffers may have room for more.
-pub struct Deck<B: Unmask> {
-    pub size: DeckSize,
+pub struct Canvases<B: Unmask> {
+    pub size: CanvasesSize,
     /// What is in use.
     pub sequences: usize,
     pub tokens: usize,
@@ -238,11 +273,11 @@ pub struct Deck<B: Unmask> {
     pub draws: B::Draws,
 }
 
-impl<B: Unmask> Deck<B> {
+impl<B: Unmask> Canvases<B> {
     /// # Errors
     /// [`Error::Memory`](crate::Error::Memory) when it does not fit.
-    pub fn new(backend: &B, size: DeckSize) -> Result<Self> {
-        let DeckSize { sequences: s, tokens: t, steps } = size;
+    pub fn new(backend: &B, size: CanvasesSize) -> Result<Self> {
+        let CanvasesSize { sequences: s, tokens: t, steps } = size;
         let stage = Stage { sequences: s }.words();
         let index = |len: usize| backend.alloc_index(len);
         Ok(Self {
@@ -273,8 +308,8 @@ impl<B: Unmask> Deck<B> {
         })
     }
 
-    /// Bytes of a deck of `size`.
-    pub fn bytes(size: DeckSize) -> u128 {
+    /// Bytes of canvases of `size`.
+    pub fn bytes(size: CanvasesSize) -> u128 {
         let (s, t) = (size.sequences as u128, size.tokens as u128);
         let stage = Stage { sequences: size.sequences }.words() as u128;
         // Draws are five numbers a row.
@@ -293,13 +328,23 @@ impl<B: Unmask> Deck<B> {
 /// [`select_needs`](Self::select_needs), forward pass, head, draws, [`commit`](Self::commit).
 pub trait Denoise: Unmask {
     /// Takes the next of `steps` steps' words from the tape.
-    fn stage_step(&self, deck: &mut Deck<Self>, steps: usize) -> Result<()>;
+    fn stage_step(&self, canvases: &mut Canvases<Self>, steps: usize) -> Result<()>;
 
-    /// Finds the needs of each sequence, the rows that predict them and how to draw from each: `deck.needs`, `deck.slots`,
-    /// `deck.params`, `inputs.wanted`, `inputs.wanted_positions`, `inputs.wanted_segments`. A sequence whose answer is complete needs nothing.
+    /// Finds the needs of each sequence, the rows that predict them and how to draw from each: `canvases.needs`, `canvases.slots`,
+    /// `canvases.params`, `inputs.wanted`, `inputs.wanted_positions`, `inputs.wanted_segments`. A sequence whose answer is complete needs nothing.
     /// Rows that are no need's are idle: they draw the best token, which goes nowhere.
-    fn select_needs(&self, deck: &mut Deck<Self>, inputs: &mut Inputs<Self>, shape: StepShape) -> Result<()>;
+    fn select_needs(
+        &self,
+        canvases: &mut Canvases<Self>,
+        inputs: &mut Inputs<Self>,
+        shape: StepShape,
+    ) -> Result<()>;
 
     /// Commits, and remasks, by what was drawn; then looks how far sequences are, where `shape` says so.
-    fn commit(&self, deck: &mut Deck<Self>, inputs: &mut Inputs<Self>, shape: StepShape) -> Result<()>;
+    fn commit(
+        &self,
+        canvases: &mut Canvases<Self>,
+        inputs: &mut Inputs<Self>,
+        shape: StepShape,
+    ) -> Result<()>;
 }

@@ -10,7 +10,7 @@ mod forward;
 mod unmask;
 
 pub use denoise::{
-    Deck, DeckSize, Denoise, DrawingWords, RANK_WORDS, RankWords, Stage, StepShape, THRESHOLD_WORDS,
+    Canvases, CanvasesSize, Denoise, DrawingWords, RANK_WORDS, RankWords, Stage, StepShape, THRESHOLD_WORDS,
     WANT_WORDS, Want, WantKind, threshold_words,
 };
 pub use forward::{Epilogue, Forward, HeadShape, Inputs, Mask, Rows, Segment, SegmentBounds};
@@ -117,6 +117,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// What is left of the machine's memory, where it is known.
     fn free_memory(&self) -> Option<u64> {
         None
+    }
+    /// Rows of a forward pass up to which it pays to take more sequences in.
+    fn worthwhile_rows(&self) -> usize {
+        2048
     }
     /// Rows that a step with `rows` rows is padded to, so that few different shapes are recorded.
     fn round_rows(&self, rows: usize) -> usize {

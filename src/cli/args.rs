@@ -46,6 +46,18 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "NAME", value_enum, hide_possible_values = true, help_heading = "Model")]
     pub dtype: Option<DtypeName>,
 
+    /// What multiplies matrices in bf16 and f16: own, our kernels; cublaslt, NVIDIA's library; auto, that where it is
+    /// found. With own a text does not depend on what shares its batch
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        help_heading = "Model"
+    )]
+    pub gemm: GemmName,
+
     /// Say on standard error what computes, how fast the weights were loaded, and what takes how much memory
     #[arg(long, short, help_heading = "Output")]
     pub verbose: bool,
@@ -71,6 +83,17 @@ impl From<DtypeName> for Dtype {
             DtypeName::Bf16 => Dtype::Bf16,
         }
     }
+}
+
+/// What multiplies matrices on a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum GemmName {
+    /// The library where it is found.
+    #[default]
+    Auto,
+    Own,
+    #[value(name = "cublaslt")]
+    CublasLt,
 }
 
 /// In which order positions are committed. (Doc comments on the variants would make `--help` long;

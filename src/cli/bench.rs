@@ -12,8 +12,8 @@ use super::device;
 use super::terminal::{note, println};
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
-use crate::measure::{self, Timing, median};
 use crate::model::SyntheticShape;
+use crate::profile::{self, Timing, median};
 use crate::sample::{Canvas, Limits, Observer, Pace, Request, Step};
 
 /// Measure this machine: the denoising loop, or each kernel of a card.
@@ -194,7 +194,7 @@ fn denoise(args: &Denoise, context: &Context) -> Result<()> {
     let flops = if args.ar {
         None
     } else {
-        Some(measure::generation(engine.config(), args.batch, length, length - 1, mean_nfe))
+        Some(profile::generation(engine.config(), args.batch, length, length - 1, mean_nfe))
     };
     let (median_s, min_s) = (median(&seconds), seconds.iter().copied().fold(f64::INFINITY, f64::min));
     let tokens_per_s = filled as f64 / median_s;
@@ -206,7 +206,7 @@ fn denoise(args: &Denoise, context: &Context) -> Result<()> {
                 "steps": args.steps, "batch": args.batch, "ar": args.ar, "dtype": engine.dtype(),
                 "median_s": median_s, "min_s": min_s, "runs": seconds.len(), "nfe": mean_nfe, "tokens": filled,
                 "tokens_per_s": tokens_per_s, "flops": flops, "tflop_per_s": tflop_per_s, "load_s": load_s,
-                "device": engine.device(),
+                "device": engine.device(), "gemm": engine.gemm(),
             })
             .to_string(),
         )?;

@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Context;
-use super::args::DeviceArgs;
+use super::args::{DeviceArgs, GemmName};
 use super::engine::{Engine, Loaded};
 use super::terminal::note;
 use crate::backend::cpu::{Cpu, MAX_THREADS};
 use crate::backend::cuda::driver::{self, Card};
+pub(crate) use crate::backend::cuda::library_is_named;
 use crate::backend::cuda::{Cuda, Device, Facts};
 use crate::backend::{Backend, Denoise, Forward};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
-use crate::measure::{self, Timing};
 use crate::model::{LoadOptions, MemoryReport, Model, SyntheticShape};
+use crate::profile::{self, Timing};
 
 /// The CPU, for what is done on it in any case.
 ///
@@ -44,6 +45,15 @@ fn check_threads(args: &DeviceArgs) -> Result<()> {
 /// [`Error::Device`] for a card that is not there or will not do.
 pub fn check(args: &DeviceArgs) -> Result<()> {
     check_threads(args)?;
+    let card = dtype_of_card(args)?;
+    if args.gemm == GemmName::CublasLt && card.is_none_or(|dtype| dtype == Dtype::F32) {
+        return Err(Error::request(match card {
+            None => "--gemm cublaslt: it multiplies on a card, and --device is cpu; leave it out",
+            Some(_) => {
+                "--gemm cublaslt: it is used in bf16 and f16, and this is f32; leave it out, or give --dtype bf16"
+            }
+        }));
+    }
     match (Place::named(&args.device)?, args.dtype.map(Dtype::from)) {
         (Place::Cpu, None | Some(Dtype::F32)) | (Place::Simt, _) => Ok(()),
         (Place::Cpu, Some(dtype)) => Err(Error::request(format!(
@@ -57,6 +67,19 @@ pub fn check(args: &DeviceArgs) -> Result<()> {
             Err(error) => Err(error),
         },
     }
+}
+
+/// What the card that `--device` names computes in, whether it is there or not; `None` for the CPU.
+///
+/// # Errors
+/// [`Error::Request`] for a name that is none.
+pub fn dtype_of_card(args: &DeviceArgs) -> Result<Option<Dtype>> {
+    let default = match Place::named(&args.device)? {
+        Place::Cpu => return Ok(None),
+        Place::Simt => Dtype::F32,
+        Place::Cuda(_) => Dtype::Bf16,
+    };
+    Ok(Some(args.dtype.map_or(default, Dtype::from)))
 }
 
 /// Where weights come from.
@@ -91,21 +114,45 @@ pub fn synthetic(
 
 fn engine(args: &DeviceArgs, weights: Weights<'_>, context: &Context) -> Result<Box<dyn Engine>> {
     check(args)?;
-    let dtype = args.dtype.map(Dtype::from);
+    let dtype = dtype_of_card(args)?.unwrap_or(Dtype::F32);
     match Place::named(&args.device)? {
         Place::Cpu => {
             let cpu = cpu(args)?;
             let device = format!("cpu, {} threads, {}", cpu.threads(), cpu.level());
-            load_on(cpu, device, Dtype::F32, args, weights, context)
+            load_on(cpu, device, None, args, weights, context)
         }
-        Place::Simt => simt(dtype.unwrap_or(Dtype::F32), args, weights, context),
+        Place::Simt => simt(dtype, args, weights, context),
         Place::Cuda(ordinal) => {
-            let card = Card::open(ordinal)?;
-            let dtype = dtype.unwrap_or(Dtype::Bf16);
-            let device = format!("cuda:{ordinal}, {}, {dtype}", describe(card.facts()));
-            load_on(Cuda::with_dtype(card, dtype), device, dtype, args, weights, context)
+            let cuda = with_gemm(Cuda::with_dtype(Card::open(ordinal)?, dtype), args)?;
+            let facts = describe(cuda.device().facts());
+            let (device, gemm) = (format!("cuda:{ordinal}, {facts}, {dtype}{}", by(&cuda)), cuda.library());
+            load_on(cuda, device, gemm, args, weights, context)
         }
     }
+}
+
+/// With the matrix library, if it is wanted.
+fn with_gemm<D: Device>(cuda: Cuda<D>, args: &DeviceArgs) -> Result<Cuda<D>> {
+    match args.gemm {
+        GemmName::Own => Ok(cuda),
+        GemmName::Auto if cuda.dtype() == Dtype::F32 => Ok(cuda),
+        GemmName::CublasLt => cuda.with_library(),
+        GemmName::Auto => match cuda.clone().with_library() {
+            Err(error) if library_is_named() => Err(error),
+            Err(error) => {
+                if args.verbose {
+                    note(&format!("matrix products by our own kernels: {error}"));
+                }
+                Ok(cuda)
+            }
+            with => with,
+        },
+    }
+}
+
+/// What multiplies matrices, for a line on the device.
+fn by<D: Device>(cuda: &Cuda<D>) -> String {
+    cuda.library().map_or(String::new(), |library| format!(", products by {library}"))
 }
 
 #[cfg(feature = "simt")]
@@ -120,8 +167,13 @@ fn simt(dtype: Dtype, args: &DeviceArgs, weights: Weights<'_>, context: &Context
     let limits =
         Limits { memory: number("LACUNA_SIMT_MEMORY")?, lose_after: number("LACUNA_SIMT_LOSE_AFTER")? };
     let machine = Simt::with_limits(Options { seed: 0, check: false }, limits);
-    let device = format!("host SIMT machine, {dtype}");
-    load_on(Cuda::with_dtype(machine, dtype), device, dtype, args, weights, context)
+    let mut cuda = Cuda::with_dtype(machine, dtype);
+    // There is no library for it but that of the tests.
+    if args.gemm == GemmName::CublasLt {
+        cuda = cuda.with_library()?;
+    }
+    let (device, gemm) = (format!("host SIMT machine, {dtype}{}", by(&cuda)), cuda.library());
+    load_on(cuda, device, gemm, args, weights, context)
 }
 
 #[cfg(not(feature = "simt"))]
@@ -132,7 +184,7 @@ fn simt(_: Dtype, _: &DeviceArgs, _: Weights<'_>, _: &Context) -> Result<Box<dyn
 fn load_on<B: Forward + Denoise + Backend<Elem = f32>>(
     backend: B,
     device: String,
-    dtype: Dtype,
+    gemm: Option<String>,
     args: &DeviceArgs,
     weights: Weights<'_>,
     context: &Context,
@@ -155,13 +207,14 @@ fn load_on<B: Forward + Denoise + Backend<Elem = f32>>(
             bytes as f64 / 1e9 / seconds.max(1e-9)
         ));
     }
-    Ok(Box::new(Loaded { model: Arc::new(model), device, dtype, verbose: args.verbose.into() }))
+    let dtype = dtype_of_card(args)?.unwrap_or(Dtype::F32);
+    Ok(Box::new(Loaded { model: Arc::new(model), device, dtype, gemm, verbose: args.verbose.into() }))
 }
 
 /// Times the kernels on a card, or on the SIMT machine; `each` gets the device's name with every timing.
 ///
 /// # Errors
-/// [`Error::Request`] for the CPU; those of [`check`] and [`measure::kernels`].
+/// [`Error::Request`] for the CPU; those of [`check`] and [`profile::kernels`].
 pub fn kernels(
     args: &DeviceArgs,
     filter: &str,
@@ -175,7 +228,7 @@ pub fn kernels(
         Place::Cuda(ordinal) => {
             let card = Card::open(ordinal)?;
             let name = card.facts().name.clone();
-            measure::kernels(&Cuda::new(card), filter, quick, |t| each(&name, t))
+            profile::kernels(&Cuda::new(card), filter, quick, |t| each(&name, t))
         }
         Place::Simt => simt_kernels(filter, quick, each),
     }
@@ -191,7 +244,7 @@ fn simt_kernels(
 
     let cuda = Cuda::new(Simt::new(Options { seed: 0, check: false }));
     let name = cuda.device().facts().name.clone();
-    measure::kernels(&cuda, filter, quick, |t| each(&name, t))
+    profile::kernels(&cuda, filter, quick, |t| each(&name, t))
 }
 
 #[cfg(not(feature = "simt"))]
@@ -333,6 +386,29 @@ fn test_simt(_run: SimtRun, _tests: &mut impl Tests) -> Result<Plan> {
 pub fn kernel_cases(grid: crate::selftest::Grid, filter: &str) -> Vec<(&'static str, String, String)> {
     let cases = crate::selftest::cases::<Card>(grid, filter);
     cases.into_iter().map(|c| (c.stem, c.kernel, c.shape)).collect()
+}
+
+/// The cases of a matrix library, where one is looked for; the same on every device.
+pub fn library_cases(
+    place: Place,
+    grid: crate::selftest::Grid,
+    filter: &str,
+) -> Vec<(&'static str, String, String)> {
+    if !looks_for_library(place) {
+        return Vec::new();
+    }
+    let cases = crate::selftest::library_cases::<Card>(grid, filter);
+    cases.into_iter().map(|c| (c.stem, c.kernel, c.shape)).collect()
+}
+
+/// Whether a matrix library is tested if it is there.
+pub fn looks_for_library(place: Place) -> bool {
+    match place {
+        Place::Cpu => false,
+        // One that works on memory of the host has to be named.
+        Place::Simt => library_is_named(),
+        Place::Cuda(_) => true,
+    }
 }
 
 /// A device in a line.

@@ -26,6 +26,15 @@ pub trait Engine: Send + Sync {
     fn device(&self) -> &str;
     fn dtype(&self) -> Dtype;
 
+    /// What multiplies matrices: `own`, or a library as in `cuBLASLt 13.1.0`.
+    fn gemm(&self) -> &str;
+
+    /// Rows of a forward pass up to which more sequences are taken in, as long as there are any.
+    fn worthwhile_rows(&self) -> usize;
+
+    /// Whether there is room for a sampler within `limits`.
+    fn fits(&self, limits: Limits) -> bool;
+
     /// A sampler with buffers for `limits`.
     ///
     /// # Errors
@@ -58,8 +67,11 @@ pub trait Engine: Send + Sync {
     fn planned(&self, input: &PlainInput, options: &PlainOptions) -> Result<Vec<u32>>;
 }
 
+/// Bytes of a sampler in main memory, which others use too, unless a single sequence needs more.
+const ON_THE_CPU: u128 = 1 << 30;
+
 /// A [`Sampler`].
-pub trait Generate {
+pub trait Generate: Send {
     /// # Errors
     /// Those of [`Sampler::generate_with`].
     fn generate_with(
@@ -79,11 +91,71 @@ impl<B: Forward + Denoise> Generate for Sampler<B> {
     }
 }
 
+/// A sampler that is used again as long as it will do: its buffers, and what it recorded, are made once.
+#[derive(Default)]
+pub struct Held(Option<Kept>);
+
+struct Kept {
+    /// What was asked for when it was made.
+    asked: Limits,
+    /// What there was room for.
+    limits: Limits,
+    sampler: Box<dyn Generate>,
+}
+
+impl Held {
+    /// A sampler for `requests`: for `most` of them at a time, or as many as fill the rows that are worth it; in any case no
+    /// more than there is room for.
+    ///
+    /// # Errors
+    /// Those of [`Engine::sampler`].
+    pub fn for_requests(
+        &mut self,
+        engine: &dyn Engine,
+        requests: &[Request],
+        most: Option<usize>,
+    ) -> Result<&mut dyn Generate> {
+        let longest = requests.iter().map(|r| r.canvas.len()).max().unwrap_or(1).max(1);
+        let rows = engine.worthwhile_rows();
+        let asked = Limits::for_requests(requests, most.unwrap_or((rows / longest).max(1)));
+        let will_do = |held: &Kept| {
+            held.asked.sequences >= asked.sequences
+                && held.asked.tokens >= asked.tokens
+                && held.limits.tokens >= longest
+        };
+        let held = match self.0.take().filter(will_do) {
+            Some(held) => held,
+            // The one before has given its memory back by now.
+            None => {
+                let limits = cut(asked, longest, |limits| engine.fits(limits));
+                Kept { asked, limits, sampler: engine.sampler(limits)? }
+            }
+        };
+        Ok(&mut *self.0.insert(held).sampler)
+    }
+}
+
+/// As many tokens at a time as fit, at most those of `asked`, and a sequence of `longest` in any case.
+fn cut(asked: Limits, longest: usize, fits: impl Fn(Limits) -> bool) -> Limits {
+    let with = |tokens: usize| Limits { tokens, sequences: asked.sequences.min(tokens) };
+    if fits(asked) || asked.tokens <= longest {
+        return asked;
+    }
+    let (mut low, mut high) = (longest, asked.tokens);
+    while low + 1 < high {
+        let middle = low + (high - low) / 2;
+        if fits(with(middle)) { low = middle } else { high = middle }
+    }
+    with(low)
+}
+
 /// A model on one kind of machine.
 pub struct Loaded<B: Backend> {
     pub model: Arc<Model<B>>,
     pub device: String,
     pub dtype: Dtype,
+    /// The matrix library, if it is used.
+    pub gemm: Option<String>,
     /// Whether to say what samplers take; set back once it was said.
     pub verbose: AtomicBool,
 }
@@ -126,6 +198,20 @@ impl<B: Forward + Denoise + Backend<Elem = f32>> Engine for Loaded<B> {
 
     fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    fn gemm(&self) -> &str {
+        self.gemm.as_deref().unwrap_or("own")
+    }
+
+    fn worthwhile_rows(&self) -> usize {
+        self.model.backend().worthwhile_rows()
+    }
+
+    fn fits(&self, limits: Limits) -> bool {
+        // A tenth of a card is left for what is not counted: recordings, alignment.
+        let room = self.model.backend().free_memory().map_or(ON_THE_CPU, |free| u128::from(free) / 10 * 9);
+        MemoryPlan::new(&self.model, limits).of_generating() <= room
     }
 
     fn sampler(&self, limits: Limits) -> Result<Box<dyn Generate>> {
@@ -178,5 +264,32 @@ impl<B: Forward + Denoise + Backend<Elem = f32>> Engine for Loaded<B> {
 
     fn planned(&self, input: &PlainInput, options: &PlainOptions) -> Result<Vec<u32>> {
         planned(&self.model, input, options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::ModelFiles;
+    use crate::sample::Canvas;
+
+    #[test]
+    fn memory_does_not_grow_with_the_batch_that_is_asked_for() {
+        let config = ModelFiles::bundled().unwrap().config;
+        let requests = |n: usize| vec![Request::new(Canvas::prefix(&[1], 120)); n];
+        let bytes = |limits: Limits| MemoryPlan::on_card(&config, 0, Dtype::F32, limits).of_generating();
+        let within = |room: u128, n: usize, most: usize| {
+            cut(Limits::for_requests(&requests(n), most), 121, |limits| bytes(limits) <= room)
+        };
+        const ROOM: u128 = 1 << 30;
+        let few = within(ROOM, 100, 3);
+        assert_eq!((few.sequences, few.tokens), (3, 3 * 121));
+        let many = within(ROOM, 20_000, usize::MAX);
+        assert!(many.tokens > 2048 && bytes(many) <= ROOM, "{many:?}");
+        let more = Limits { tokens: many.tokens + 1, ..many };
+        assert!(bytes(more) > ROOM, "{many:?}");
+        // One sequence is tried in any case.
+        assert_eq!(within(1000, 9, 9).tokens, 121);
+        assert_eq!(within(1000, 1, 9), Limits { sequences: 1, tokens: 121 });
     }
 }

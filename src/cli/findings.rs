@@ -34,6 +34,8 @@ pub struct Report {
     why: Option<String>,
     /// The device in a line.
     pub device: String,
+    /// The matrix library, or why it is not tested; nothing where none was looked for.
+    pub library: Option<String>,
     grid: Grid,
     seed: u64,
     /// Cases that were to run.
@@ -62,6 +64,7 @@ impl Report {
             place,
             why,
             device: String::new(),
+            library: None,
             grid,
             seed,
             total,
@@ -71,6 +74,15 @@ impl Report {
             lost: None,
             start: Instant::now(),
         }
+    }
+
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// This many cases are not to run after all.
+    pub fn leave_out(&mut self, cases: u64) {
+        self.total = self.total.saturating_sub(cases);
     }
 
     /// Takes in how a case ended; the case as an object.
@@ -169,6 +181,7 @@ impl Report {
             .collect();
         let mut summary = json!({
             "type": "summary", "device": self.place.to_string(), "name": self.device, "why": self.why,
+            "library": self.library,
             "grid": self.grid_name(), "seed": self.seed, "cases": self.total, "ran": self.ran(),
             "failed": self.failures.len(), "seconds": self.start.elapsed().as_secs_f64(),
             "kernels": kernels,
@@ -195,6 +208,9 @@ impl Report {
         let mut out = String::new();
         // Writing to a string cannot fail, here and below.
         let _ = writeln!(out, "device   {}", printable(&self.device));
+        if let Some(library) = &self.library {
+            let _ = writeln!(out, "library  {}", printable(library));
+        }
         let _ = writeln!(out, "shapes   {}, seed {}\n", self.grid_name(), self.seed);
         self.table(&mut out);
         for failure in &self.failures {

@@ -97,7 +97,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     let tokens = u64::from(args.batch) * request.canvas.maskable() as u64;
     let mut session = Session::new(&*engine, speller, &args.output, context, tokens)?;
     let mut show = Show { args: &args, files: &files, speller, prompt, context, tally: Tally::default() };
-    let round = u32::try_from(Session::round(request.canvas.len())).unwrap_or(u32::MAX);
+    let round = u32::try_from(session.round(request.canvas.len())).unwrap_or(u32::MAX);
     let mut next = 0;
     while next < args.batch && show.tally.failed.is_none() {
         let upto = args.batch.min(next.saturating_add(round));

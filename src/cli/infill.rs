@@ -98,7 +98,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     let tokens = each.iter().map(|r| r.canvas.maskable() as u64).sum::<u64>() * u64::from(args.batch);
     let mut session = Session::new(&*engine, speller, &args.output, context, tokens)?;
     let longest = each.iter().map(|r| r.canvas.len()).max().unwrap_or(1);
-    let round = u32::try_from((Session::round(longest) / each.len().max(1)).max(1)).unwrap_or(u32::MAX);
+    let round = u32::try_from((session.round(longest) / each.len().max(1)).max(1)).unwrap_or(u32::MAX);
     let mut show =
         Show { args: &args, files: &files, speller, each: each.len(), context, tally: Tally::default() };
     let mut next = 0;

@@ -9,13 +9,14 @@ use serde::Serialize;
 
 use super::Context;
 use super::args::DeviceArgs;
-use super::device::cpu;
+use super::device::{cpu, dtype_of_card};
 use super::terminal::{print, printable, println};
 use crate::backend::cpu::Cpu;
 use crate::config::{Activation, Family, ModelConfig, NormKind, RopeScaling};
 use crate::error::{Error, Result};
 use crate::io::{Checkpoint, ModelFiles, SpecialId, SpecialIds};
-use crate::model::{ArenaSize, Layout, LoadOptions, Model, layout};
+use crate::model::{Layout, LoadOptions, Model, layout};
+use crate::sample::{Limits, MemoryPlan};
 
 /// Arguments of `inspect`.
 #[derive(clap::Args, Debug)]
@@ -103,7 +104,7 @@ struct Memory {
     mapped_bytes: u64,
     /// Weights copied at loading.
     copied_bytes: u64,
-    /// Activations for `batch` sequences of `length` tokens, every row of which is wanted.
+    /// Activations, logits and canvases for `batch` sequences of `length` tokens, every row of which is wanted.
     activation_bytes: u64,
     total_bytes: u64,
     batch: usize,
@@ -152,7 +153,7 @@ fn report(files: &ModelFiles, machine: Cpu<f32>, args: &Args) -> Result<(Report,
     }
     let mapping = layout(config, &files.checkpoint);
     let (found, outcome, memory) = match mapping {
-        Ok(found) => match memory(files, machine, args, length) {
+        Ok(found) => match memory(files, found.parameters, machine, args, length) {
             Ok(memory) => (Some(found), Ok(()), Some(memory)),
             Err(e) => (Some(found), Err(e), None),
         },
@@ -183,21 +184,30 @@ fn report(files: &ModelFiles, machine: Cpu<f32>, args: &Args) -> Result<(Report,
     Ok((report, outcome))
 }
 
-/// Loads the weights, which counts the bytes that had to be copied.
-fn memory(files: &ModelFiles, machine: Cpu<f32>, args: &Args, length: usize) -> Result<Memory> {
+/// What a run takes. On the CPU the weights are loaded, which counts the bytes that had to be copied; for a card, which need not
+/// be there, it is the plan.
+fn memory(
+    files: &ModelFiles,
+    parameters: u64,
+    machine: Cpu<f32>,
+    args: &Args,
+    length: usize,
+) -> Result<Memory> {
     let model = Model::load(machine, files, LoadOptions { check_finite: args.check })?;
-    let loaded = model.memory();
     let tokens = args.batch.checked_mul(length).ok_or_else(|| {
         Error::request(format_args!("--batch {} --length {length}: too many tokens", args.batch))
     })?;
-    let activations: u128 =
-        ArenaSize { tokens, rows: tokens }.bytes(&files.config, length, [4, 4]).iter().sum();
-    let activation_bytes = u64::try_from(activations).unwrap_or(u64::MAX);
+    let limits = Limits { sequences: args.batch, tokens };
+    let plan = match dtype_of_card(&args.device)? {
+        Some(dtype) => MemoryPlan::on_card(&files.config, parameters, dtype, limits),
+        None => MemoryPlan::new(&model, limits),
+    };
+    let bytes = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
     Ok(Memory {
-        mapped_bytes: loaded.mapped_bytes,
-        copied_bytes: loaded.copied_bytes,
-        activation_bytes,
-        total_bytes: (loaded.mapped_bytes + loaded.copied_bytes).saturating_add(activation_bytes),
+        mapped_bytes: bytes(plan.mapped),
+        copied_bytes: bytes(plan.weights),
+        activation_bytes: bytes(plan.of_generating()),
+        total_bytes: bytes(plan.mapped + plan.total()),
         batch: args.batch,
         length,
     })

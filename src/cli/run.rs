@@ -11,21 +11,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Context;
 use super::args::OutputArgs;
 use super::common::Speller;
-use super::engine::Engine;
+use super::engine::{Engine, Held};
 use super::trace::Form;
 use super::watch::Watch;
-use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::io::AtomicFile;
-use crate::model::ArenaSize;
-use crate::sample::{Generation, Limits, Observer, Pace, Request, Step, Trace};
+use crate::sample::{Generation, Observer, Pace, Request, Step, Trace};
 
-/// Rows of a forward pass up to which more sequences are taken in, as long as there are any.
-const ROWS: usize = 2048;
 /// How many times the sequences that are worked on at a time make a round.
 const ROUND: usize = 8;
-/// Bytes of activations that are set aside at most, unless a single sequence needs more.
-const ACTIVATIONS: u128 = 1 << 30;
 
 /// The canvas of a request as it was last seen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,20 +44,10 @@ pub struct Outcome {
     pub interrupted: bool,
 }
 
-/// How much is worked on at a time: `most` sequences, or as many as fill [`ROWS`] rows; in any
-/// case no more than [`ACTIVATIONS`] hold.
-pub fn limits(config: &ModelConfig, requests: &[Request], most: Option<usize>) -> Limits {
-    let longest = requests.iter().map(|r| r.canvas.len()).max().unwrap_or(1).max(1);
-    let mut limits = Limits::for_requests(requests, most.unwrap_or((ROWS / longest).max(1)));
-    let thousand: u128 = ArenaSize { tokens: 1000, rows: 1000 }.bytes(config, longest, [4, 4]).iter().sum();
-    let fit = usize::try_from(ACTIVATIONS * 1000 / thousand.max(1)).unwrap_or(usize::MAX);
-    limits.tokens = limits.tokens.min(fit.max(longest));
-    limits
-}
-
 /// A run: rounds of requests on one model, shown as one.
 pub struct Session<'a> {
     engine: &'a dyn Engine,
+    held: Held,
     context: &'a Context,
     watch: Option<Watch<'a>>,
     tracing: bool,
@@ -104,6 +88,7 @@ impl<'a> Session<'a> {
         let watch = || Watch::new(spell, context.terminal, output.fps, context.interrupt.clone());
         Ok(Self {
             engine,
+            held: Held::default(),
             context,
             watch: output.watch.then(watch),
             tracing: output.trace.is_some(),
@@ -115,8 +100,8 @@ impl<'a> Session<'a> {
     }
 
     /// How many requests of at most `longest` positions make a round.
-    pub fn round(longest: usize) -> usize {
-        ROUND * (ROWS / longest.max(1)).max(1)
+    pub fn round(&self, longest: usize) -> usize {
+        ROUND * (self.engine.worthwhile_rows() / longest.max(1)).max(1)
     }
 
     /// Runs a round.
@@ -124,11 +109,13 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Those of the sampler as a whole; what befalls one request is in its result.
     pub fn run(&mut self, requests: &[Request]) -> Result<Outcome> {
-        let limits = limits(self.engine.config(), requests, None);
-        let mut sampler = self.engine.sampler(limits)?;
+        let mut held = std::mem::take(&mut self.held);
+        let sampler = held.for_requests(self.engine, requests, None)?;
         let mut tap = Tap::new(requests, self);
         let results = sampler.generate_with(requests, &mut tap)?;
-        Ok(tap.finish(results))
+        let outcome = tap.finish(results);
+        self.held = held;
+        Ok(outcome)
     }
 
     /// Seconds since the start, less what `--watch` slept.
@@ -266,31 +253,4 @@ pub fn summary(tokens: usize, nfe: usize, seconds: f64, seed: u64) -> String {
 /// Tokens a second; 0 for no time at all.
 pub fn rate(tokens: usize, seconds: f64) -> f64 {
     if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::io::ModelFiles;
-    use crate::sample::Canvas;
-
-    #[test]
-    fn memory_does_not_grow_with_the_batch_that_is_asked_for() {
-        let config = ModelFiles::bundled().unwrap().config;
-        let requests = |n: usize| vec![Request::new(Canvas::prefix(&[1], 120)); n];
-        let bytes = |limits: Limits| {
-            ArenaSize { tokens: limits.tokens, rows: limits.tokens }
-                .bytes(&config, 121, [4, 4])
-                .iter()
-                .sum::<u128>()
-        };
-        let few = limits(&config, &requests(100), Some(3));
-        assert_eq!((few.sequences, few.tokens), (3, 3 * 121));
-        let many = limits(&config, &requests(20_000), Some(usize::MAX));
-        assert!(many.tokens > 2048 && bytes(many) <= ACTIVATIONS + ACTIVATIONS / 8, "{many:?}");
-        // One sequence always fits.
-        let wide = ModelConfig { width: 1 << 20, ..config.clone() };
-        assert_eq!(limits(&wide, &requests(9), None).tokens, 121);
-        assert!(limits(&config, &requests(9), None).tokens <= ROWS);
-    }
 }

@@ -63,7 +63,8 @@ What is proved: on fresh random inputs each kernel gives what the CPU backend
 gives in f64, to 1e-5 in f32, and in f16 and bf16 to twice what rounding every
 intermediate result costs; it writes every output, and two runs give the same
 bits. On simt also that no thread reads or writes out of bounds, races with
-another, or waits for ever. Speed is not looked at.
+another, or waits for ever. cuBLASLt, where a card has it, is judged the same way
+(library_...). Speed is not looked at.
 
 A failure means that results on this device cannot be trusted: a defect of the
 kernel, or of the card or its driver. Every case runs, whatever fails before it.
@@ -147,7 +148,7 @@ fn listed(place: Place, grid: Grid, filter: &str) -> Result<Vec<(&'static str, S
         Place::Cpu => {
             selftest::cpu::cases(grid, filter).into_iter().map(|c| (c.stem, c.kernel, c.shape)).collect()
         }
-        _ => device::kernel_cases(grid, filter),
+        _ => [device::kernel_cases(grid, filter), device::library_cases(place, grid, filter)].concat(),
     };
     let cases: Vec<_> = of(grid, filter);
     if cases.is_empty() {
@@ -209,6 +210,29 @@ struct Job<'a> {
 }
 
 impl Session<'_> {
+    /// The kernels with the device's matrix library, if that is to be tested and there is one. What is not there is not a
+    /// failure, unless it was asked for: by its name, or as the `only` thing to test.
+    fn library<D: Device>(&mut self, cuda: &Cuda<D>, only: bool) -> Result<Option<Cuda<D>>> {
+        let place = self.report.place();
+        let cases = device::library_cases(place, self.grid, &self.args.filter);
+        if cases.is_empty() {
+            return Ok(None);
+        }
+        match cuda.clone().with_library() {
+            Ok(cuda) => {
+                self.report.library = cuda.library();
+                Ok(Some(cuda))
+            }
+            Err(error) if only || device::library_is_named() => Err(error),
+            Err(error) => {
+                self.bar.set_length(self.bar.length().unwrap_or(0).saturating_sub(cases.len() as u64));
+                self.report.leave_out(cases.len() as u64);
+                self.report.library = Some(format!("not tested: {error}"));
+                Ok(None)
+            }
+        }
+    }
+
     /// Runs all of `jobs`, whatever fails, until Ctrl-C or until `works` says that the device is lost.
     fn run_all(
         &mut self,
@@ -264,8 +288,13 @@ impl Tests for Session<'_> {
     fn kernels<D: Device>(&mut self, device: D, schedule: Option<u64>) -> Result<()> {
         self.report.device = device::describe(device.facts());
         let (cpu, cuda) = (Cpu::new(None)?, Cuda::new(device));
-        let rig = Rig::new(&cuda, &cpu, self.args.seed);
-        let cases = selftest::cases(self.grid, &self.args.filter);
+        let mut rig = Rig::new(&cuda, &cpu, self.args.seed);
+        let mut cases = selftest::cases(self.grid, &self.args.filter);
+        let with_library = self.library(&cuda, cases.is_empty())?;
+        if let Some(cuda) = &with_library {
+            rig = rig.with_library(cuda);
+            cases.extend(selftest::library_cases(self.grid, &self.args.filter));
+        }
         let jobs: Vec<Job<'_>> = cases
             .iter()
             .map(|c| {

@@ -195,15 +195,15 @@ impl<B: Backend> Arena<B> {
             )));
         }
         let (t, r) = (size.tokens.max(1), size.rows.clamp(1, size.tokens.max(1)));
-        let alloc = |rows: usize, width: usize| {
-            let len = rows.checked_mul(width).ok_or_else(|| Error::Memory {
+        let count = |rows: usize, width: usize| {
+            rows.checked_mul(width).ok_or_else(|| Error::Memory {
                 what: "the activations".into(),
                 needed: rows as u128 * width as u128 * backend.number_bytes()[0] as u128,
                 limit: "more than can be addressed".into(),
                 hint: "use fewer or shorter sequences at once".into(),
-            })?;
-            backend.alloc(len)
+            })
         };
+        let alloc = |rows: usize, width: usize| backend.alloc(count(rows, width)?);
         let c = config.width;
         let gated = config.family == Family::Llama;
         let head_rows = head_rows(config.vocab_size, r);
@@ -231,7 +231,7 @@ impl<B: Backend> Arena<B> {
             picked: alloc(r, c)?,
             hidden: alloc(r, c)?,
             queries: alloc(r, config.query_width())?,
-            logits: backend.alloc_logits(head_rows * config.vocab_size)?,
+            logits: backend.alloc_logits(count(head_rows, config.vocab_size)?)?,
             head_rows,
             rope,
             rope_positions: max_len,

@@ -2,7 +2,7 @@
 
 use super::sampler::Limits;
 use super::steps::Steps;
-use crate::backend::{Deck, Denoise, Forward};
+use crate::backend::{Canvases, Denoise, Forward};
 use crate::config::ModelConfig;
 use crate::element::Dtype;
 use crate::model::{ArenaSize, MemoryReport, Model};
@@ -42,7 +42,7 @@ impl MemoryPlan {
         let size = ArenaSize { tokens: limits.tokens, rows: limits.tokens };
         let longest = limits.tokens.min(config.max_positions);
         let [activations, logits] = size.bytes(config, longest, number_bytes);
-        let canvases = Deck::<B>::bytes(Steps::<B>::size(limits));
+        let canvases = Canvases::<B>::bytes(Steps::<B>::size(limits));
         Self { activations, logits, canvases, ..Self::default() }
     }
 

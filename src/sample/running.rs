@@ -113,6 +113,8 @@ pub(super) struct Running {
     over: bool,
     /// An end of sequence stands in the answer and nothing before it is masked.
     complete: bool,
+    /// A step committed nothing though it had to: nothing could be drawn.
+    stuck: bool,
 }
 
 impl Running {
@@ -160,6 +162,7 @@ impl Running {
             answer,
             over: free.is_empty(),
             complete: false,
+            stuck: false,
             ids,
             masked,
             free,
@@ -205,7 +208,7 @@ impl Running {
         self.answer.filter(|_| self.rules.eos != NO_TOKEN).map(|start| start as u32)
     }
 
-    /// Positions by step, for the deck's list; nothing where steps are not known beforehand.
+    /// Positions by step, for the list of [`Canvases`](crate::backend::Canvases); nothing where steps are not known beforehand.
     pub fn listed(&self) -> &[u32] {
         match &self.strategy {
             Strategy::Plan { plan, .. } => plan.positions(),
@@ -325,6 +328,7 @@ impl Running {
     pub fn look(&mut self, complete: bool, left: usize) {
         self.complete |= complete;
         if matches!(self.strategy, Strategy::Threshold { .. }) {
+            self.stuck = !self.complete && left >= self.masked_by_plan();
             self.block_masked = left.saturating_sub(self.later());
             while self.block_masked == 0 && self.block + 1 < self.blocks.len() {
                 self.block += 1;
@@ -357,13 +361,18 @@ impl Running {
         self.nfe = Some(passes);
     }
 
+    /// Whether the next step would be the same again.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
     /// Whether a position is masked that should be a token by now: nothing could be drawn for it.
     pub fn has_failed(&self) -> bool {
         let expected = match &self.strategy {
             Strategy::Plan { plan, next } => plan.positions().len() - plan.start_of(*next),
             Strategy::Counted { .. } => self.masked_by_plan(),
             // It always commits something.
-            Strategy::Threshold { .. } => return false,
+            Strategy::Threshold { .. } => return self.stuck,
         };
         !self.complete && self.masked.iter().filter(|m| **m).count() > expected
     }

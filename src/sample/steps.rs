@@ -1,12 +1,12 @@
-//! Steps of everything in flight, asked for ahead of time: the canvases are the backend's ([`Deck`]), the plan is the host's
+//! Steps of everything in flight, asked for ahead of time: the canvases are the backend's ([`Canvases`]), the plan is the host's
 //! ([`Running`]). A step is recorded once and replayed where the backend can do that.
 
 use super::request::Step;
 use super::running::Running;
 use super::sampler::{Limits, Pace, Results};
 use crate::backend::{
-    Backend, Deck, DeckSize, Denoise, Forward, Mask, NO_TOKEN, Segment, SegmentBounds, Stage, StepShape,
-    WANT_WORDS, Want,
+    Backend, Canvases, CanvasesSize, Denoise, Forward, Mask, NO_TOKEN, Segment, SegmentBounds, Stage,
+    StepShape, WANT_WORDS, Want,
 };
 use crate::error::{Error, Result};
 use crate::model::{Arena, Model, Pass};
@@ -32,7 +32,7 @@ struct Known<B: Backend> {
 
 /// The backend's side of what is in flight, and memory for talking to it.
 pub(super) struct Steps<B: Denoise> {
-    deck: Deck<B>,
+    canvases: Canvases<B>,
     mask: B::Mask,
     known: Vec<Known<B>>,
     /// Lengths of the sequences that were in flight together.
@@ -58,7 +58,7 @@ impl<B: Forward + Denoise> Steps<B> {
         let size = Self::size(limits);
         let Limits { sequences, tokens } = limits;
         Ok(Self {
-            deck: Deck::new(backend, size)?,
+            canvases: Canvases::new(backend, size)?,
             mask: backend.mask(Mask::Full)?,
             known: Vec::with_capacity(RECORDINGS),
             compositions: Vec::with_capacity(COMPOSITIONS),
@@ -76,20 +76,20 @@ impl<B: Forward + Denoise> Steps<B> {
         })
     }
 
-    /// Of the deck for `limits`.
-    pub fn size(limits: Limits) -> DeckSize {
-        DeckSize { sequences: limits.sequences, tokens: limits.tokens, steps: TAPE_STEPS }
+    /// Of the canvases for `limits`.
+    pub fn size(limits: Limits) -> CanvasesSize {
+        CanvasesSize { sequences: limits.sequences, tokens: limits.tokens, steps: TAPE_STEPS }
     }
 
     /// Puts the canvases of `running` into the backend's memory, as they were last looked at.
     pub fn compose(&mut self, model: &Model<B>, arena: &mut Arena<B>, running: &[Running]) -> Result<()> {
         let be = model.backend();
         let inputs = arena.inputs();
-        let Self { deck, words, numbers, .. } = self;
-        deck.sequences = running.len();
-        deck.tokens = running.iter().map(|r| r.ids.len()).sum();
+        let Self { canvases, words, numbers, .. } = self;
+        canvases.sequences = running.len();
+        canvases.tokens = running.iter().map(|r| r.ids.len()).sum();
         if let Some(first) = running.first() {
-            (deck.shift, deck.mask_id) = (first.rules().shift, first.rules().mask_id);
+            (canvases.shift, canvases.mask_id) = (first.rules().shift, first.rules().mask_id);
         }
         let mut put = |dst: &mut B::Index, each: &mut dyn FnMut(&Running, &mut Vec<u32>)| {
             words.clear();
@@ -98,20 +98,20 @@ impl<B: Forward + Denoise> Steps<B> {
         };
         put(&mut inputs.ids, &mut |r, words| words.extend_from_slice(&r.ids))?;
         put(&mut inputs.positions, &mut |r, words| words.extend(0..r.ids.len() as u32))?;
-        put(&mut deck.masked, &mut |r, words| words.extend(r.masked.iter().map(|&m| u32::from(m))))?;
-        put(&mut deck.free, &mut |r, words| {
+        put(&mut canvases.masked, &mut |r, words| words.extend(r.masked.iter().map(|&m| u32::from(m))))?;
+        put(&mut canvases.free, &mut |r, words| {
             let at = words.len();
             words.resize(at + r.ids.len(), 0);
             r.free.iter().for_each(|&p| words[at + p as usize] = 1);
         })?;
-        put(&mut deck.committed_at, &mut |r, words| words.extend_from_slice(&r.committed_at))?;
-        put(&mut deck.drawing, &mut |r, words| words.extend(r.drawing().words()))?;
-        put(&mut deck.first_tokens, &mut |r, words| words.push(r.first_token))?;
-        put(&mut deck.answers, &mut |r, words| words.push(r.early_end().unwrap_or(NO_TOKEN)))?;
-        put(&mut deck.eos, &mut |r, words| words.push(r.rules().eos))?;
-        put(&mut deck.passes, &mut |r, words| words.push(r.nfe() as u32))?;
-        put(&mut deck.progress, &mut |_, words| words.extend([0; 3]))?;
-        put(&mut deck.list, &mut |r, words| words.extend_from_slice(r.listed()))?;
+        put(&mut canvases.committed_at, &mut |r, words| words.extend_from_slice(&r.committed_at))?;
+        put(&mut canvases.drawing, &mut |r, words| words.extend(r.drawing().words()))?;
+        put(&mut canvases.first_tokens, &mut |r, words| words.push(r.first_token))?;
+        put(&mut canvases.answers, &mut |r, words| words.push(r.early_end().unwrap_or(NO_TOKEN)))?;
+        put(&mut canvases.eos, &mut |r, words| words.push(r.rules().eos))?;
+        put(&mut canvases.passes, &mut |r, words| words.push(r.nfe() as u32))?;
+        put(&mut canvases.progress, &mut |_, words| words.extend([0; 3]))?;
+        put(&mut canvases.list, &mut |r, words| words.extend_from_slice(r.listed()))?;
         let mut end = 0;
         words.clear();
         words.push(0);
@@ -122,12 +122,12 @@ impl<B: Forward + Denoise> Steps<B> {
             words.push(end as u32);
             self.segments.push(Segment { q_start: start, q_len: len, k_start: start, k_len: len });
         }
-        be.write_index(&mut deck.starts, words)?;
+        be.write_index(&mut canvases.starts, words)?;
         be.write_segments(&mut inputs.segments, &self.segments)?;
         numbers.clear();
         running.iter().for_each(|r| numbers.extend_from_slice(&r.log_prob));
-        be.write_floats(&mut deck.log_prob, numbers)?;
-        deck.uniforms = match running {
+        be.write_floats(&mut canvases.log_prob, numbers)?;
+        canvases.uniforms = match running {
             [only] => match only.uniforms() {
                 Some(given) => {
                     let mut uniforms = be.alloc_floats(given.len())?;
@@ -149,7 +149,7 @@ impl<B: Forward + Denoise> Steps<B> {
                 && lengths.iter().zip(running).all(|(&length, r)| length as usize == r.ids.len())
         };
         // What is given is in memory of its own.
-        let given = self.deck.uniforms.is_some();
+        let given = self.canvases.uniforms.is_some();
         match self.compositions.iter().position(same) {
             Some(at) if !given => self.composition = at,
             _ => {
@@ -158,7 +158,9 @@ impl<B: Forward + Denoise> Steps<B> {
                     self.known.clear();
                 }
                 self.composition = self.compositions.len();
-                self.compositions.push(running.iter().map(|r| r.ids.len() as u32).collect());
+                // What is recorded with given numbers is of no use later: no sequences match a set without lengths.
+                let lengths = running.iter().filter(|_| !given).map(|r| r.ids.len() as u32);
+                self.compositions.push(lengths.collect());
             }
         }
     }
@@ -186,7 +188,7 @@ impl<B: Forward + Denoise> Steps<B> {
             self.planned.push(shape);
         }
         let steps = self.planned.len();
-        be.write_index(&mut self.deck.tape, &self.tape)?;
+        be.write_index(&mut self.canvases.tape, &self.tape)?;
         for i in 0..steps {
             self.step(model, arena, self.planned[i], steps)?;
         }
@@ -236,8 +238,8 @@ impl<B: Forward + Denoise> Steps<B> {
         }
         words[layout.rank_starts() + running.len()] = ranked;
         words[layout.threshold_starts() + running.len()] = thresholds;
-        shape.some = shape.rows < self.deck.tokens;
-        shape.rows = be.round_rows(shape.rows).min(self.deck.tokens).max(shape.rows);
+        shape.some = shape.rows < self.canvases.tokens;
+        shape.rows = be.round_rows(shape.rows).min(self.canvases.tokens).max(shape.rows);
         // Tiles of queries are of 64 rows at least.
         shape.longest = shape.longest.next_multiple_of(64);
         shape.ranked = shape.ranked.next_multiple_of(64);
@@ -250,11 +252,11 @@ impl<B: Forward + Denoise> Steps<B> {
         let key = Key { composition: self.composition, shape };
         let place = self.known.iter().position(|known| known.key == key);
         let bounds = SegmentBounds {
-            sequences: self.deck.sequences,
+            sequences: self.canvases.sequences,
             queries: shape.longest,
             q_rows: shape.rows,
             keys: self.segments.iter().map(|s| s.k_len).max().unwrap_or(0),
-            k_rows: self.deck.tokens,
+            k_rows: self.canvases.tokens,
         };
         be.bound_segments(&mut arena.inputs().wanted_segments, bounds)?;
         match place {
@@ -263,19 +265,20 @@ impl<B: Forward + Denoise> Steps<B> {
                     self.known.clear();
                 }
                 self.known.push(Known { key, recording: None });
-                step(model, arena, &mut self.deck, &self.mask, shape, steps)
+                step(model, arena, &mut self.canvases, &self.mask, shape, steps)
             }
             Some(place) => {
                 if self.known[place].recording.is_none() {
-                    let (deck, mask) = (&mut self.deck, &self.mask);
+                    let (canvases, mask) = (&mut self.canvases, &self.mask);
                     self.known[place].recording =
-                        be.record(|| step(model, arena, deck, mask, shape, TAPE_STEPS))?;
+                        be.record(|| step(model, arena, canvases, mask, shape, TAPE_STEPS))?;
                 }
                 match &self.known[place].recording {
-                    // SAFETY: the recorded operations name buffers of the arena, the deck and the model, which live as long
-                    // as the sampler that holds this; given uniforms, which do not, make all recordings be forgotten.
+                    // SAFETY: the recorded operations name buffers of the arena, the canvases and the model, which live as long
+                    // as the sampler that holds this; recordings that name given uniforms, which do not, are of a composition
+                    // that none but these sequences had.
                     Some(recording) => unsafe { be.replay(recording) },
-                    None => step(model, arena, &mut self.deck, &self.mask, shape, steps),
+                    None => step(model, arena, &mut self.canvases, &self.mask, shape, steps),
                 }
             }
         }
@@ -293,20 +296,20 @@ impl<B: Forward + Denoise> Steps<B> {
         let (be, sequences) = (model.backend(), running.len());
         if self.planned.last().is_some_and(|shape| shape.answers) {
             let progress = &mut self.progress[..3 * sequences];
-            be.read_index(&self.deck.progress, 0, progress)?;
+            be.read_index(&self.canvases.progress, 0, progress)?;
             for (s, r) in running.iter_mut().enumerate() {
                 r.look(progress[sequences + s] != 0, progress[2 * sequences + s] as usize);
             }
         }
-        if !watched && running.iter().all(|r| !r.is_done()) {
+        if !watched && running.iter().all(|r| !r.is_done() && !r.is_stuck()) {
             return Ok(());
         }
-        let tokens = self.deck.tokens;
+        let tokens = self.canvases.tokens;
         be.read_index(&arena.inputs().ids, 0, &mut self.ids[..tokens])?;
-        be.read_index(&self.deck.masked, 0, &mut self.masked[..tokens])?;
-        be.read_index(&self.deck.committed_at, 0, &mut self.committed_at[..tokens])?;
-        be.read_floats(&self.deck.log_prob, 0, &mut self.log_prob[..tokens])?;
-        be.read_index(&self.deck.passes, 0, &mut self.progress[..sequences])?;
+        be.read_index(&self.canvases.masked, 0, &mut self.masked[..tokens])?;
+        be.read_index(&self.canvases.committed_at, 0, &mut self.committed_at[..tokens])?;
+        be.read_floats(&self.canvases.log_prob, 0, &mut self.log_prob[..tokens])?;
+        be.read_index(&self.canvases.passes, 0, &mut self.progress[..sequences])?;
         let mut start = 0;
         for (s, r) in running.iter_mut().enumerate() {
             let at = start..start + r.ids.len();
@@ -351,15 +354,15 @@ impl<B: Forward + Denoise> Steps<B> {
 fn step<B: Forward + Denoise>(
     model: &Model<B>,
     arena: &mut Arena<B>,
-    deck: &mut Deck<B>,
+    canvases: &mut Canvases<B>,
     mask: &B::Mask,
     shape: StepShape,
     steps: usize,
 ) -> Result<()> {
     let be = model.backend();
-    be.stage_step(deck, steps)?;
-    be.select_needs(deck, arena.inputs(), shape)?;
-    model.pass(Pass { tokens: deck.tokens, rows: shape.rows, some: shape.some }, arena, mask, None)?;
-    model.draw_rows(shape.rows, arena, &deck.params, &mut deck.draws)?;
-    be.commit(deck, arena.inputs(), shape)
+    be.stage_step(canvases, steps)?;
+    be.select_needs(canvases, arena.inputs(), shape)?;
+    model.pass(Pass { tokens: canvases.tokens, rows: shape.rows, some: shape.some }, arena, mask, None)?;
+    model.draw_rows(shape.rows, arena, &canvases.params, &mut canvases.draws)?;
+    be.commit(canvases, arena.inputs(), shape)
 }

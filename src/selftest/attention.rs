@@ -2,7 +2,7 @@
 
 use super::{Case, DTYPES, Grid, Rig, Verdict, judge, judge_exact, round};
 use crate::backend::cuda::{Buffer, Device, DeviceMask, Format, Segments};
-use crate::backend::{Backend, HeadShape, Mask, Rows, Segment};
+use crate::backend::{Backend, Forward, HeadShape, Mask, Rows, Segment};
 use crate::diffusion::anneal;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
@@ -233,7 +233,7 @@ impl<D: Device> Setup<D> {
         };
         let mut out = cpu.alloc(self.q_rows() * self.width())?;
         let (q, k, v) = ((&q, self.places[0]), (&kv, self.places[1]), (&kv, self.places[2]));
-        cpu.attention(q, k, v, self.heads, &self.segments, &q_pos, mask, &mut out)?;
+        cpu.attention(q, k, v, self.heads, &self.segments, &q_pos, &mask.into(), &mut out)?;
         Ok(out.as_slice().to_vec())
     }
 

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use bytes::Bytes;
 
 use super::{Grid, Random, Verdict, fingerprint, judge_exact, relative_error};
-use crate::backend::cpu::unmask::UnmaskElement;
+use crate::backend::cpu::unmask::{UnmaskElement, unmask_rows};
 use crate::backend::cpu::{Buffer, Cpu, CpuElement, SimdLevel};
 use crate::backend::{
     Backend, Confidence, Epilogue, Forward, HeadShape, Layout, Mask, NO_TOKEN, RowDraw, RowParams, Rows,
@@ -327,10 +327,10 @@ impl Op {
                 let mut out = poisoned(cpu, rows * outputs)?;
                 let activation = Some(Activation::GeluTanh);
                 let epilogue = Epilogue { bias: Some(&bias), activation, accumulate: false };
-                cpu.linear(&x, rows, &weight, 0..outputs, epilogue, &mut out, place)?;
+                cpu.linear((&x, 0), rows, &weight, 0..outputs, epilogue, &mut out, place)?;
                 let mut sum = random.buffer(cpu, rows * outputs, 1.0)?;
                 let epilogue = Epilogue { bias: None, activation: None, accumulate: true };
-                cpu.linear(&x, rows, &weight, 0..outputs, epilogue, &mut sum, place)?;
+                cpu.linear((&x, 0), rows, &weight, 0..outputs, epilogue, &mut sum, place)?;
                 Ok(Output { numbers: [widened(&out), widened(&sum)].concat(), tokens: Vec::new() })
             }
             Op::Rope { rows, heads, head_dim } => {
@@ -363,7 +363,16 @@ impl Op {
                 let mask = if causal { Mask::Causal } else { Mask::Full };
                 let positions = index(cpu, &positions)?;
                 let mut out = poisoned(cpu, rows * heads * head_dim)?;
-                cpu.attention(place(0), place(k), place(v), shape, &segments, &positions, mask, &mut out)?;
+                cpu.attention(
+                    place(0),
+                    place(k),
+                    place(v),
+                    shape,
+                    &segments,
+                    &positions,
+                    &mask.into(),
+                    &mut out,
+                )?;
                 Ok(Output::of(&out))
             }
             Op::CrossEntropy { rows, vocab } => {
@@ -388,7 +397,7 @@ impl Op {
                     })
                     .collect();
                 let mut out = vec![RowDraw::default(); rows];
-                cpu.unmask(&logits, vocab, &params, &mut out)?;
+                cpu.run(|| unmask_rows(logits.as_slice(), vocab, &params, &mut out))?;
                 let numbers = |d: &RowDraw| [d.log_prob.into(), d.confidence.into(), d.given_log_prob.into()];
                 Ok(Output {
                     numbers: out.iter().flat_map(numbers).collect(),

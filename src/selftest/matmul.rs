@@ -1,4 +1,4 @@
-//! Cases of `cuda/matmul.cu` and `cuda/matmul_f32.cu`.
+//! Cases of `cuda/matmul.cu` and `cuda/matmul_f32.cu`, and of the device's matrix library.
 
 use std::ops::Range;
 
@@ -6,10 +6,10 @@ use bytes::Bytes;
 
 use super::{Case, DTYPES, Grid, Rig, Verdict, judge, judge_exact, round};
 use crate::backend::cuda::{Buffer, Device, LinearEpilogue, Matrix, Tile};
-use crate::backend::{Backend, Epilogue, Layout, Rows};
+use crate::backend::{Backend, Epilogue, Forward, Layout, Rows};
 use crate::config::Activation;
 use crate::element::{Dtype, StoredTensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const TILES: [Tile; 5] = [Tile::Few, Tile::Small, Tile::Medium, Tile::Large, Tile::Any];
 
@@ -47,6 +47,67 @@ struct Product {
     placement: Placement,
     epilogue: (bool, Option<Activation>, bool),
     widened: bool,
+    /// By the device's matrix library.
+    library: bool,
+}
+
+impl Product {
+    /// As in `7 x 64 x 130, Dense, bias`: rows, inputs and columns, and what else matters.
+    fn words(&self) -> String {
+        let Product { rows, inputs, columns, placement, .. } = self;
+        let (bias, activation, adds) = self.epilogue;
+        let tile = self.tile.map_or(String::new(), |t| format!(", tile {t:?}"));
+        let how = match (activation, adds) {
+            (Some(activation), _) => format!(", {activation:?}"),
+            (None, true) => ", added".into(),
+            (None, false) => String::new(),
+        };
+        let (bias, out) = (if bias { ", bias" } else { "" }, if self.widened { ", f32 out" } else { "" });
+        format!("{rows} x {inputs} x {columns}{tile}, {placement:?}{bias}{how}{out}")
+    }
+}
+
+/// Products that a matrix library is asked for, in the two ways in which weights lie; a device without one cannot run them.
+pub fn library_cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
+    let shapes = grid.choose(
+        &[(17, 40, 32), (1, 64, 96)],
+        &[
+            (1, 256, 768),
+            (2, 130, 256),
+            (8, 64, 64),
+            (16, 2304, 768),
+            (31, 96, 200),
+            (64, 768, 768),
+            (129, 136, 72),
+            (200, 264, 1024),
+            (512, 512, 512),
+        ],
+    );
+    let kinds = kinds().filter(|&(dtype, _)| dtype != Dtype::F32);
+    let mut cases = Vec::new();
+    for (turn, ((dtype, layout), &(rows, columns, inputs))) in
+        kinds.flat_map(|kind| shapes.iter().map(move |shape| (kind, shape))).enumerate()
+    {
+        for i in 0..3 {
+            // What the library is asked for is what a model has: GELU by tanh, and f32 without a bias.
+            let epilogue = [
+                (true, Some(Activation::GeluTanh), false),
+                (true, None, true),
+                (false, None, false),
+                (true, None, false),
+                (false, None, true),
+                (false, Some(Activation::GeluTanh), false),
+            ][(turn + 2 * i) % 6];
+            let placement = [Placement::Dense, Placement::Aligned][(turn + i) % 2];
+            let widened = !epilogue.0 && (turn + i) % 3 == 0;
+            let (tile, library) = (None, true);
+            let p =
+                Product { dtype, layout, rows, columns, inputs, tile, placement, epilogue, widened, library };
+            let name = format!("library_{}_{dtype}", if layout == Layout::OutIn { "nt" } else { "nn" });
+            cases.push(Case::new("library", name, p.words(), move |rig: &Rig<'_, D>| product(rig, p)));
+        }
+    }
+    cases
 }
 
 pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
@@ -72,34 +133,46 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
     );
     let mut cases = Vec::new();
     let mut add = |p: Product| {
-        let Product { rows, columns, inputs, placement, .. } = p;
-        let (bias, activation, adds) = p.epilogue;
-        let tile = p.tile.map_or(String::new(), |t| format!(", tile {t:?}"));
-        let how = match (activation, adds) {
-            (Some(activation), _) => format!(", {activation:?}"),
-            (None, true) => ", added".into(),
-            (None, false) => String::new(),
-        };
-        let (bias, out) = (if bias { ", bias" } else { "" }, if p.widened { ", f32 out" } else { "" });
-        let shape = format!("{rows} x {inputs} x {columns}{tile}, {placement:?}{bias}{how}{out}");
-        cases.push(Case::new("matmul", name(p.dtype, p.layout), shape, move |rig: &Rig<'_, D>| {
+        cases.push(Case::new("matmul", name(p.dtype, p.layout), p.words(), move |rig: &Rig<'_, D>| {
             product(rig, p)
         }));
     };
-    let mut turn = 0;
+    let (mut turn, library) = (0, false);
     for (dtype, layout) in kinds() {
         for &(rows, columns, inputs) in &shapes {
             turn += 1;
             let tile = (turn % 6 != 0).then(|| TILES[turn % 5]);
             let placement = [Placement::Dense, Placement::Aligned, Placement::Odd][turn % 3];
             let (epilogue, widened) = (EPILOGUES[turn % 7], turn % 4 == 0);
-            add(Product { dtype, layout, rows, columns, inputs, tile, placement, epilogue, widened });
+            add(Product {
+                dtype,
+                layout,
+                rows,
+                columns,
+                inputs,
+                tile,
+                placement,
+                epilogue,
+                widened,
+                library,
+            });
         }
         // More slices of k than buffers in the ring.
         for (i, tile) in TILES.into_iter().enumerate().filter(|&(i, _)| i == 0 || dtype != Dtype::F32) {
             let (rows, columns, inputs) = if tile == Tile::Few { (2, 40, 648) } else { (5, 72, 200) };
             let (tile, placement, epilogue) = (Some(tile), Placement::Dense, EPILOGUES[i]);
-            add(Product { dtype, layout, rows, columns, inputs, tile, placement, epilogue, widened: false });
+            add(Product {
+                dtype,
+                layout,
+                rows,
+                columns,
+                inputs,
+                tile,
+                placement,
+                epilogue,
+                widened: false,
+                library,
+            });
         }
         // Every end of a tile, on small ones.
         for (i, epilogue) in EPILOGUES.into_iter().enumerate().filter(|_| grid == Grid::Full) {
@@ -111,7 +184,18 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
             ] {
                 let tile = Some(TILES[i % 2]);
                 let (rows, columns, inputs) = (18, 40, 24);
-                add(Product { dtype, layout, rows, columns, inputs, tile, placement, epilogue, widened });
+                add(Product {
+                    dtype,
+                    layout,
+                    rows,
+                    columns,
+                    inputs,
+                    tile,
+                    placement,
+                    epilogue,
+                    widened,
+                    library,
+                });
             }
         }
     }
@@ -184,17 +268,16 @@ fn product<D: Device>(rig: &Rig<'_, D>, p: Product) -> Result<Verdict> {
     let matrix = Matrix::upload(rig.device(), &tensor, layout)?;
     let epilogue = LinearEpilogue { bias: with_bias.then_some(&bias_device), activation, accumulate };
     let (x_part, out_part) = ((&x_device, x_rows), (&mut out, out_rows));
-    rig.cuda.linear_by(
-        p.tile,
-        dtype,
-        x_part,
-        rows,
-        &matrix,
-        outputs.clone(),
-        epilogue,
-        out_part,
-        out_dtype,
-    )?;
+    let cuda = if p.library { rig.library()? } else { rig.cuda };
+    let before = cuda.device().counts();
+    cuda.linear_by(p.tile, dtype, x_part, rows, &matrix, outputs.clone(), epilogue, out_part, out_dtype)?;
+    if p.library && (cuda.device().counts() - before).library == 0 {
+        return Err(Error::Device {
+            device: rig.device().facts().name.clone(),
+            what: format!("{} has no algorithm for this", cuda.library().unwrap_or_default()),
+            hint: "the program's own kernels are used instead, which may be slower".into(),
+        });
+    }
 
     // Only the numbers of the product may have changed.
     let got: Vec<f64> = out.to_f32(rig.device())?.into_iter().map(f64::from).collect();
@@ -215,7 +298,7 @@ fn product<D: Device>(rig: &Rig<'_, D>, p: Product) -> Result<Verdict> {
     let (x_cpu, bias_cpu) = (cpu.upload(&x)?, cpu.upload(&bias)?);
     let epilogue = Epilogue { bias: with_bias.then_some(&bias_cpu), activation, accumulate };
     let stored = cpu.matrix(&tensor, layout)?;
-    cpu.linear(&x_cpu, rows, &stored, outputs.clone(), epilogue, &mut expected, Rows::dense(columns))?;
+    cpu.linear((&x_cpu, 0), rows, &stored, outputs.clone(), epilogue, &mut expected, Rows::dense(columns))?;
 
     let bias = with_bias.then_some(&bias[outputs.clone()]);
     let naive = naive(p, &x, &tensor, outputs, bias, &old);

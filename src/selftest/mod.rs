@@ -55,6 +55,8 @@ impl Grid {
 /// What a case runs on.
 pub struct Rig<'a, D: Device> {
     pub cuda: &'a Cuda<D>,
+    /// The same with the device's matrix library, if there is one.
+    library: Option<&'a Cuda<D>>,
     /// The judge.
     pub cpu: &'a Cpu<f64>,
     seed: u64,
@@ -94,6 +96,10 @@ impl<D: Device> Case<D> {
         Self { stem, kernel: kernel.into(), shape: shape.into(), run: Box::new(run) }
     }
 
+    fn contains(&self, filter: &str) -> bool {
+        self.stem.contains(filter) || self.kernel.contains(filter) || self.shape.contains(filter)
+    }
+
     /// Runs the case twice.
     ///
     /// # Errors
@@ -131,16 +137,31 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         needs::cases(grid),
         commit::cases(grid),
     ];
-    all.into_iter()
-        .flatten()
-        .filter(|c| c.stem.contains(filter) || c.kernel.contains(filter) || c.shape.contains(filter))
-        .collect()
+    all.into_iter().flatten().filter(|c| c.contains(filter)).collect()
+}
+
+/// All cases of the device's matrix library whose stem, kernel or shape contains `filter`.
+pub fn library_cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
+    matmul::library_cases(grid).into_iter().filter(|c| c.contains(filter)).collect()
 }
 
 impl<'a, D: Device> Rig<'a, D> {
     /// Inputs depend on `seed` and on nothing else.
     pub fn new(cuda: &'a Cuda<D>, cpu: &'a Cpu<f64>, seed: u64) -> Self {
-        Self { cuda, cpu, seed }
+        Self { cuda, library: None, cpu, seed }
+    }
+
+    /// With what [`library_cases`] need.
+    pub fn with_library(self, library: &'a Cuda<D>) -> Self {
+        Self { library: Some(library), ..self }
+    }
+
+    fn library(&self) -> Result<&'a Cuda<D>> {
+        self.library.ok_or_else(|| Error::Device {
+            device: self.device().facts().name.clone(),
+            what: "no matrix library was opened".into(),
+            hint: "this is a defect of the self-test".into(),
+        })
     }
 
     pub fn device(&self) -> &D {

@@ -44,7 +44,7 @@ fn activate<E: CpuElement>(cpu: &Cpu<E>, kind: Activation, x: &[f64]) -> Vec<f64
     let one = cpu.matrix(&one, Layout::OutIn).unwrap();
     let mut out = poisoned(cpu, x.len());
     let epilogue = Epilogue { bias: None, activation: Some(kind), accumulate: false };
-    cpu.linear(&upload(cpu, x), x.len(), &one, 0..1, epilogue, &mut out, Rows::dense(1)).unwrap();
+    cpu.linear((&upload(cpu, x), 0), x.len(), &one, 0..1, epilogue, &mut out, Rows::dense(1)).unwrap();
     to_f64(&out)
 }
 

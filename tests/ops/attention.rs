@@ -2,7 +2,7 @@
 
 use lacuna::Error;
 use lacuna::backend::cpu::{Cpu, CpuElement, SimdLevel};
-use lacuna::backend::{HeadShape, Mask, Rows, Segment};
+use lacuna::backend::{Forward, HeadShape, Mask, Rows, Segment};
 
 use crate::naive;
 use crate::support::*;
@@ -56,7 +56,7 @@ impl Case {
         let place = |at| (&qkv, Rows { at, stride: self.stride });
         let (q, k, v) = (place(0), place(self.k_at()), place(self.v_at()));
         let q_pos = index(cpu, &self.q_pos);
-        cpu.attention(q, k, v, self.shape, &self.segments, &q_pos, mask, &mut out).unwrap();
+        cpu.attention(q, k, v, self.shape, &self.segments, &q_pos, &mask.into(), &mut out).unwrap();
         out.as_slice().to_vec()
     }
 
@@ -211,7 +211,17 @@ fn same_bits_for_any_batch_rows_threads_and_instructions() {
             let place = |at| (&qkv, Rows { at, stride: case.stride });
             let q_pos = index(&cpu, &positions);
             let (k, v) = (place(case.k_at()), place(case.v_at()));
-            cpu.attention((&q, Rows::dense(width)), k, v, shape, &[segment], &q_pos, mask, &mut out).unwrap();
+            cpu.attention(
+                (&q, Rows::dense(width)),
+                k,
+                v,
+                shape,
+                &vec![segment],
+                &q_pos,
+                &mask.into(),
+                &mut out,
+            )
+            .unwrap();
             for (i, &r) in chosen.iter().enumerate() {
                 let expected = &whole[(150 + r) * width..][..width];
                 assert_same(&out.as_slice()[i * width..][..width], expected, &format!("row {r}"));
@@ -234,7 +244,7 @@ fn decoding_from_a_cache_gives_the_bits_of_the_whole() {
         let (k, v) = (place(case.k_at()), place(case.v_at()));
         let q_pos = index(&cpu, &[position as u32]);
         let mut out = poisoned(&cpu, width);
-        cpu.attention(q, k, v, case.shape, &[segment], &q_pos, Mask::Causal, &mut out).unwrap();
+        cpu.attention(q, k, v, case.shape, &vec![segment], &q_pos, &Mask::Causal.into(), &mut out).unwrap();
         assert_same(out.as_slice(), &whole[position * width..][..width], &format!("position {position}"));
     }
 }
@@ -270,7 +280,7 @@ fn shapes_that_do_not_fit_are_errors() {
         let place = |at| (&qkv, Rows { at, stride: case.stride });
         let q_pos = index(&cpu, &case.q_pos);
         let (q, k, v) = (place(0), place(case.k_at()), place(case.v_at()));
-        let result = cpu.attention(q, k, v, case.shape, &case.segments, &q_pos, mask, &mut out);
+        let result = cpu.attention(q, k, v, case.shape, &case.segments, &q_pos, &mask.into(), &mut out);
         assert!(matches!(result, Err(Error::Shape { op: "attention", .. })), "{result:?}");
         assert!(out.as_slice().iter().all(|x| x.is_nan()), "nothing is written");
     };

@@ -2,7 +2,7 @@
 
 use lacuna::Error;
 use lacuna::backend::cpu::{Cpu, CpuElement};
-use lacuna::backend::{Backend, Epilogue, Layout, Rows};
+use lacuna::backend::{Backend, Epilogue, Forward, Layout, Rows};
 use lacuna::config::Activation;
 use lacuna::element::{Dtype, StoredTensor};
 
@@ -31,7 +31,7 @@ fn product<E: CpuElement>(cpu: &Cpu<E>, x: &[f64], rows: usize, w: &StoredTensor
     let n = matrix.outputs();
     let mut out = poisoned(cpu, rows * n);
     let x = upload(cpu, x);
-    cpu.linear(&x, rows, &matrix, 0..n, Epilogue::NONE, &mut out, Rows::dense(n)).unwrap();
+    cpu.linear((&x, 0), rows, &matrix, 0..n, Epilogue::NONE, &mut out, Rows::dense(n)).unwrap();
     out.as_slice().to_vec()
 }
 
@@ -109,7 +109,7 @@ fn epilogue_bias_activation_accumulate_columns_and_stride() {
             let accumulate = kind.is_none();
             let epilogue = Epilogue { bias: Some(&bias_buffer), activation: kind, accumulate };
             let x_buffer = upload(&cpu, &x);
-            cpu.linear(&x_buffer, rows, &matrix, columns.clone(), epilogue, &mut out, at_rows).unwrap();
+            cpu.linear((&x_buffer, 0), rows, &matrix, columns.clone(), epilogue, &mut out, at_rows).unwrap();
 
             let full = naive::matmul(&x, rows, k, n, at);
             let mut expected = old.clone();
@@ -183,7 +183,7 @@ fn column_ranges_give_the_same_bits() {
         for columns in [0..1, 1..34, 33..150, 149..150, 40..40] {
             let width = columns.len();
             let mut out = poisoned(&cpu, rows * width);
-            cpu.linear(&x, rows, &matrix, columns.clone(), Epilogue::NONE, &mut out, Rows::dense(width))
+            cpu.linear((&x, 0), rows, &matrix, columns.clone(), Epilogue::NONE, &mut out, Rows::dense(width))
                 .unwrap();
             for t in 0..rows {
                 let expected = &whole[t * n..][columns.clone()];
@@ -218,7 +218,7 @@ fn shapes_that_do_not_fit_are_errors() {
     let silu = Some(Activation::Silu);
     let refused = |rows: usize, columns: std::ops::Range<usize>, epilogue, out: usize, at: Rows| {
         let mut out = poisoned(&cpu, out);
-        let result = cpu.linear(&x, rows, &matrix, columns, epilogue, &mut out, at);
+        let result = cpu.linear((&x, 0), rows, &matrix, columns, epilogue, &mut out, at);
         assert!(matches!(result, Err(Error::Shape { op: "linear", .. })), "{result:?}");
         assert!(out.as_slice().iter().all(|v| v.is_nan()), "nothing is written");
     };

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use lacuna::Error;
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cpu::unmask::{keep_mask, unmask_rows};
-use lacuna::backend::{Backend, Confidence, NO_TOKEN, RowDraw, RowParams};
+use lacuna::backend::{Backend, Confidence, NO_TOKEN, RowDraw, RowNoise, RowParams, Unmask, unmask_words};
 use lacuna::rng::{Purpose, Rng};
 use proptest::prelude::*;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
@@ -451,7 +451,16 @@ fn the_backend_draws_the_same_tokens() {
         (0..rows).map(|r| RowParams { top_p: 0.9, uniform: r as f32 / 9.0, ..PLAIN }).collect();
     let mut expected = vec![RowDraw::default(); rows as usize];
     unmask_rows(&logits, vocab, &params, &mut expected).unwrap();
+    // From row 2 on, as words; the draws before stay as they are.
+    let words: Vec<u32> =
+        params.iter().flat_map(|p| unmask_words(vocab, p, RowNoise::Given).unwrap()).collect();
+    let mut on_backend = cpu.alloc_index(words.len()).unwrap();
+    cpu.write_index(&mut on_backend, &words).unwrap();
+    let mut draws = cpu.alloc_draws(rows as usize).unwrap();
+    let logits = cpu.upload(&logits[2 * vocab..]).unwrap();
+    cpu.unmask(&logits, vocab, 2..rows as usize, &on_backend, &mut draws).unwrap();
     let mut got = vec![RowDraw::default(); rows as usize];
-    cpu.unmask(&cpu.upload(&logits).unwrap(), vocab, &params, &mut got).unwrap();
+    cpu.read_draws(&draws, &mut got).unwrap();
+    expected[..2].fill(RowDraw::default());
     assert_eq!(got, expected);
 }

@@ -107,7 +107,7 @@ unsigned cuMemAlloc_v2(uint64_t *p, size_t n) {
   if (n == 0) return INVALID_VALUE;
   if (n > 1 << 30) return OUT_OF_MEMORY;
   allocations++;
-  *p = (uintptr_t)malloc(n);
+  *p = (uintptr_t)aligned_alloc(512, (n + 511) / 512 * 512);
   return OK;
 }
 unsigned cuMemFree_v2(uint64_t p) { NEEDS_CONTEXT; NOT_WHILE_CAPTURING; allocations--; free((void *)(uintptr_t)p); return OK; }

@@ -107,9 +107,12 @@ def torch_decode(machine, net, shape, length, batch, seconds):
     return machine.seconds(run) * (length - 1) / measured, measured
 
 
-def lacuna(binary, kind, shape, length, steps, batch, repeat, seconds):
+OWN = "lacuna, own products"
+
+
+def lacuna(binary, kind, shape, length, steps, batch, repeat, seconds, gemm="auto"):
     flags = ["bench", "denoise", "--device", "cuda", "--dtype", "bf16", "--shape", shape, "--length", length]
-    flags += ["--steps", steps or length, "--batch", batch, "--repeat", repeat, "--json"]
+    flags += ["--steps", steps or length, "--batch", batch, "--repeat", repeat, "--gemm", gemm, "--json"]
     flags += ["--ar"] if kind == "ar" else []
     found, error = run_lacuna(binary, flags, seconds)
     found = [line for line in found if line.get("bench") == "denoise"]
@@ -170,6 +173,7 @@ def main():
     )
     lines, clock = Lines(args.output, "denoise"), Clock(args.seconds)
     bench, todo = None if args.without else Bench(args), plan(args.tiny)
+    compared = set()
     for done, (kind, name, length, steps, batch) in enumerate(todo):
         if clock.left() < 5 and done:
             lines.write(stopped=f"{len(todo) - done} of {len(todo)} sizes not measured: no time left")
@@ -189,6 +193,11 @@ def main():
         limit = min(90.0, max(10.0, clock.left()))
         found, error = lacuna(args.lacuna, kind, name, length, steps, batch, repeat, limit)
         lines.write(**{**found, "who": "lacuna", **what}, **({"error": error} if error else {}))
+        # The first size of a network also by lacuna's own kernels, where a library multiplied.
+        if kind == "denoise" and name not in compared and found.get("gemm", "own") != "own" and clock.left() > 10:
+            compared.add(name)
+            found, error = lacuna(args.lacuna, kind, name, length, steps, batch, repeat, min(90.0, clock.left()), "own")
+            lines.write(**{**found, "who": OWN, **what}, **({"error": error} if error else {}))
 
 
 if __name__ == "__main__":

@@ -207,6 +207,15 @@ def denoise(rows):
     if ar:
         lines += ["Token by token, with a cache of keys and values:", ""]
         lines += table(["shape", "L", "batch", "PyTorch s", "lacuna s", "ratio", "PyTorch tokens/s", "lacuna tokens/s"], ar)
+    compared = []
+    for key in found:
+        library, by_own = (seconds(found[key].get(who, {})) for who in ("lacuna", "lacuna, own products"))
+        if by_own:
+            _, shape, length, steps, batch = key
+            compared.append((shape, f"{length}", f"{steps}", f"{batch}", number(library), number(by_own), ratio(library, by_own)))
+    if compared:
+        lines += ["Matrix products by the library and by lacuna's own kernels (above 1: its own are faster):", ""]
+        lines += table(["shape", "L", "T", "batch", "library s", "own s", "ratio"], compared)
     lines += [f"[{i}] {words}." for i, words in enumerate(notes, 1)] + [""] * bool(notes)
     models = list(dict.fromkeys(r["model"] for r in runs if r.get("who") == "PyTorch" and r.get("model")))
     gemms = list(dict.fromkeys(r["gemm"] for r in runs if r.get("gemm")))

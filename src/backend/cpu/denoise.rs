@@ -2,10 +2,10 @@
 //! numbers, so plain loops do.
 
 use super::{Cpu, CpuElement, UnmaskElement};
-use crate::backend::denoise::{DRAWING_WORDS, WANT_WORDS};
+use crate::backend::denoise::{DRAWING_WORDS, IDLE_ROW, WANT_WORDS};
 use crate::backend::{
-    Deck, Denoise, Inputs, NO_TOKEN, RANK_WORDS, RowDraw, Segment, StepShape, THRESHOLD_WORDS, UNMASK_WORDS,
-    WantKind,
+    Canvases, Denoise, DrawingWords, Inputs, NO_TOKEN, RANK_WORDS, RowDraw, Segment, StepShape,
+    THRESHOLD_WORDS, UNMASK_WORDS, WantKind,
 };
 use crate::error::{Error, Result};
 use crate::ranking::{above_threshold, most_confident};
@@ -35,9 +35,9 @@ impl Ranking {
 }
 
 impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
-    fn stage_step(&self, deck: &mut Deck<Self>, steps: usize) -> Result<()> {
-        let words = deck.layout().words();
-        let (tape, stage) = (deck.tape.as_mut_slice(), deck.stage.as_mut_slice());
+    fn stage_step(&self, canvases: &mut Canvases<Self>, steps: usize) -> Result<()> {
+        let words = canvases.layout().words();
+        let (tape, stage) = (canvases.tape.as_mut_slice(), canvases.stage.as_mut_slice());
         let Some((cursor, tape)) = tape.split_first_mut() else { return Ok(()) };
         let at = *cursor as usize * words;
         let (Some(stage), true) = (stage.get_mut(..words), (*cursor as usize) < steps) else {
@@ -53,15 +53,20 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
         Ok(())
     }
 
-    fn select_needs(&self, deck: &mut Deck<Self>, inputs: &mut Inputs<Self>, shape: StepShape) -> Result<()> {
-        let (needs, slots) = (deck.needs.as_mut_slice(), deck.slots.as_mut_slice());
+    fn select_needs(
+        &self,
+        canvases: &mut Canvases<Self>,
+        inputs: &mut Inputs<Self>,
+        shape: StepShape,
+    ) -> Result<()> {
+        let (needs, slots) = (canvases.needs.as_mut_slice(), canvases.slots.as_mut_slice());
         needs.fill(NO_TOKEN);
         slots.fill(NO_TOKEN);
-        let Some(params) = deck.params.as_mut_slice().get_mut(..shape.rows * UNMASK_WORDS) else {
+        let Some(params) = canvases.params.as_mut_slice().get_mut(..shape.rows * UNMASK_WORDS) else {
             return Err(Error::Shape { op: OP, what: "rows", expected: shape.rows, got: 0 });
         };
         let (params, _) = params.as_chunks_mut::<UNMASK_WORDS>();
-        params.fill(IDLE);
+        params.fill(IDLE_ROW);
         let wanted = inputs.wanted.as_mut_slice();
         let wanted_positions = inputs.wanted_positions.as_mut_slice();
         if wanted.len().min(wanted_positions.len()) < shape.rows {
@@ -70,17 +75,21 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
         wanted[..shape.rows].fill(0);
         wanted_positions[..shape.rows].fill(0);
         inputs.wanted_segments.clear();
-        let stage = deck.stage.as_slice();
-        let (ids, masked, free) = (inputs.ids.as_slice(), deck.masked.as_slice(), deck.free.as_slice());
-        let starts = deck.starts.as_slice();
-        for s in 0..deck.sequences {
+        let stage = canvases.stage.as_slice();
+        let (ids, masked, free) =
+            (inputs.ids.as_slice(), canvases.masked.as_slice(), canvases.free.as_slice());
+        let starts = canvases.starts.as_slice();
+        for s in 0..canvases.sequences {
             let &[kind, low, high, step, first_need, need_count, first_row, row_count] =
                 words::<WANT_WORDS>(stage, s)?;
-            let drawing = words::<DRAWING_WORDS>(deck.drawing.as_slice(), s)?;
+            let drawing = words::<DRAWING_WORDS>(canvases.drawing.as_slice(), s)?;
             let (start, end) = (starts[s] as usize, starts[s + 1] as usize);
             let length = end - start;
-            let done =
-                deck.progress.as_slice().get(deck.sequences + s).is_some_and(|&complete| complete != 0);
+            let done = canvases
+                .progress
+                .as_slice()
+                .get(canvases.sequences + s)
+                .is_some_and(|&complete| complete != 0);
             let kind = if done { WantKind::Nothing as u32 } else { kind };
             let nothing = kind == WantKind::Nothing as u32;
             let place = Segment {
@@ -93,10 +102,10 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
             if nothing {
                 continue;
             }
-            deck.passes.as_mut_slice()[s] += 1;
+            canvases.passes.as_mut_slice()[s] += 1;
             let listed = kind == WantKind::Listed as u32;
             let all = kind == WantKind::Free as u32;
-            let list = deck.list.as_slice();
+            let list = canvases.list.as_slice();
             let mut need = first_need as usize..(first_need + need_count) as usize;
             let mut row = first_row as usize..(first_row + row_count) as usize;
             for i in low..high {
@@ -111,92 +120,73 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
                 }
                 let Some(need) = need.next().filter(|&n| n < needs.len()) else { break };
                 needs[need] = at as u32;
-                let Some(from) = shift::row_for(p, deck.shift) else { continue };
+                let Some(from) = shift::row_for(p, canvases.shift) else { continue };
                 let Some(row) = row.next().filter(|&r| r < shape.rows) else { break };
                 slots[need] = row as u32;
                 wanted[row] = (start + from) as u32;
                 wanted_positions[row] = from as u32;
                 let given_uniform = || {
-                    let uniforms = deck.uniforms.as_ref()?.as_slice();
-                    uniforms.get(drawing[8] as usize + step as usize * length + from).copied()
+                    let uniforms = canvases.uniforms.as_ref()?.as_slice();
+                    let at = DrawingWords::uniforms_at(drawing)? as usize;
+                    uniforms.get(at + step as usize * length + from).copied()
                 };
-                let uniform = if drawing[4] >> 8 == 0 { given_uniform().unwrap_or(0.0) } else { 0.0 };
                 let given = if masked[at] == 0 { ids[at] } else { NO_TOKEN };
-                let [temperature, top_p, top_k, suppress, how, seed_low, seed_high, sequence, ..] = *drawing;
-                params[row] = [
-                    temperature,
-                    top_p,
-                    top_k,
-                    suppress,
-                    given,
-                    how,
-                    uniform.to_bits(),
-                    seed_low,
-                    seed_high,
-                    sequence,
-                    step,
-                    p as u32,
-                ];
+                let uniform = given_uniform().unwrap_or(0.0);
+                params[row] = DrawingWords::row(drawing, given, uniform, step, p as u32);
             }
         }
         Ok(())
     }
 
-    fn commit(&self, deck: &mut Deck<Self>, inputs: &mut Inputs<Self>, shape: StepShape) -> Result<()> {
-        let layout = deck.layout();
+    fn commit(
+        &self,
+        canvases: &mut Canvases<Self>,
+        inputs: &mut Inputs<Self>,
+        shape: StepShape,
+    ) -> Result<()> {
+        let layout = canvases.layout();
         let mut ranking = self.ranking();
-        ranking.reserve(deck.size.tokens);
+        ranking.reserve(canvases.size.tokens);
         let mut canvas = Canvas {
             ids: inputs.ids.as_mut_slice(),
-            masked: deck.masked.as_mut_slice(),
-            committed_at: deck.committed_at.as_mut_slice(),
-            log_prob: deck.log_prob.as_mut_slice(),
+            masked: canvases.masked.as_mut_slice(),
+            committed_at: canvases.committed_at.as_mut_slice(),
+            log_prob: canvases.log_prob.as_mut_slice(),
         };
-        let stage = deck.stage.as_slice();
-        let (needs, slots) = (deck.needs.as_slice(), deck.slots.as_slice());
-        let draws = deck.draws.as_slice();
-        for s in 0..deck.sequences {
+        let stage = canvases.stage.as_slice();
+        let (needs, slots) = (canvases.needs.as_slice(), canvases.slots.as_slice());
+        let draws = canvases.draws.as_slice();
+        // Of sequence s, by the starts that lie at `starts` of the step's words.
+        let needs_of = |starts: usize, s: usize| -> Result<Needs<'_>> {
+            let starts = part(stage, starts, s + 2)?;
+            let (first, end) = (starts[s] as usize, starts[s + 1].max(starts[s]) as usize);
+            Ok(Needs { positions: part(needs, first, end - first)?, slots, draws, first })
+        };
+        for s in 0..canvases.sequences {
             let sequence = Sequence {
-                start: deck.starts.as_slice()[s],
+                start: canvases.starts.as_slice()[s],
                 step: part(stage, layout.steps(), s + 1)?[s],
-                first_token: deck.first_tokens.as_slice()[s],
+                first_token: canvases.first_tokens.as_slice()[s],
             };
             if shape.ranks {
-                let range = range(part(stage, layout.rank_starts(), s + 2)?, s);
-                let list = Needs {
-                    positions: part(needs, range.start, range.len())?,
-                    slots,
-                    draws,
-                    first: range.start,
-                };
+                let list = needs_of(layout.rank_starts(), s)?;
                 let words = words::<RANK_WORDS>(part(stage, layout.ranks(), (s + 1) * RANK_WORDS)?, s)?;
-                commit_ranked(&mut canvas, sequence, &list, words, deck.mask_id, &mut ranking);
+                commit_ranked(&mut canvas, sequence, &list, words, canvases.mask_id, &mut ranking);
             }
             if shape.thresholds {
-                let range = range(part(stage, layout.threshold_starts(), s + 2)?, s);
-                let list = Needs {
-                    positions: part(needs, range.start, range.len())?,
-                    slots,
-                    draws,
-                    first: range.start,
-                };
+                let list = needs_of(layout.threshold_starts(), s)?;
                 let all = part(stage, layout.thresholds(), (s + 1) * THRESHOLD_WORDS)?;
-                commit_threshold(
-                    &mut canvas,
-                    sequence,
-                    &list,
-                    words::<THRESHOLD_WORDS>(all, s)?,
-                    &mut ranking,
-                );
+                let words = words::<THRESHOLD_WORDS>(all, s)?;
+                commit_threshold(&mut canvas, sequence, &list, words, &mut ranking);
             }
         }
         if shape.answers {
-            let starts = deck.starts.as_slice();
-            let progress = deck.progress.as_mut_slice();
-            for s in 0..deck.sequences {
+            let starts = canvases.starts.as_slice();
+            let progress = canvases.progress.as_mut_slice();
+            for s in 0..canvases.sequences {
                 let range = starts[s] as usize..starts[s + 1] as usize;
                 let (ids, masked) = (&canvas.ids[range.clone()], &canvas.masked[range]);
-                let (answer, eos) = (deck.answers.as_slice()[s], deck.eos.as_slice()[s]);
+                let (answer, eos) = (canvases.answers.as_slice()[s], canvases.eos.as_slice()[s]);
                 let found = if answer == NO_TOKEN || eos == NO_TOKEN {
                     None
                 } else {
@@ -204,16 +194,13 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
                 };
                 let complete = found.is_some_and(|at| masked[..at].iter().all(|&m| m == 0));
                 progress[s] = found.map_or(NO_TOKEN, |p| p as u32);
-                progress[deck.sequences + s] = complete.into();
-                progress[2 * deck.sequences + s] = masked.iter().sum();
+                progress[canvases.sequences + s] = complete.into();
+                progress[2 * canvases.sequences + s] = masked.iter().sum();
             }
         }
         Ok(())
     }
 }
-
-/// The words of an idle row: its best token is drawn.
-const IDLE: [u32; UNMASK_WORDS] = [0, 1_f32.to_bits(), 0, NO_TOKEN, NO_TOKEN, 0, 0, 0, 0, 0, 0, 0];
 
 struct Canvas<'a> {
     ids: &'a mut [u32],
@@ -341,8 +328,4 @@ fn words<const N: usize>(all: &[u32], s: usize) -> Result<&[u32; N]> {
 fn part<T>(all: &[T], at: usize, len: usize) -> Result<&[T]> {
     let expected = at.saturating_add(len);
     all.get(at..expected).ok_or(Error::Shape { op: OP, what: "words", expected, got: all.len() })
-}
-
-fn range(starts: &[u32], s: usize) -> std::ops::Range<usize> {
-    starts[s] as usize..starts[s + 1].max(starts[s]) as usize
 }

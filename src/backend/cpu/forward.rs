@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Buffer, Cpu, CpuElement, Matrix, OwnedMask};
-use crate::backend::{Epilogue, Forward, HeadShape, Mask, Rows, Segment};
+use crate::backend::{Epilogue, Forward, HeadShape, Rows, Segment};
 use crate::config::NormKind;
 use crate::error::Result;
 
@@ -108,45 +108,5 @@ impl<E: CpuElement> Forward for Cpu<E> {
         out: &mut [f64],
     ) -> Result<()> {
         self.cross_entropy_impl(logits, vocab, targets, out)
-    }
-}
-
-/// Operations on what the host holds.
-impl<E: CpuElement> Cpu<E> {
-    /// [`Forward::linear`] of `x` from its first number on.
-    ///
-    /// # Errors
-    /// Those of [`Forward::linear`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn linear(
-        &self,
-        x: &Buffer<E>,
-        rows: usize,
-        weight: &Matrix,
-        outputs: Range<usize>,
-        epilogue: Epilogue<'_, Self>,
-        out: &mut Buffer<E>,
-        out_rows: Rows,
-    ) -> Result<()> {
-        self.linear_impl(x, 0, rows, weight, outputs, epilogue, out, out_rows)
-    }
-
-    /// [`Forward::attention`] with places and mask that are borrowed.
-    ///
-    /// # Errors
-    /// Those of [`Forward::attention`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn attention(
-        &self,
-        q: (&Buffer<E>, Rows),
-        k: (&Buffer<E>, Rows),
-        v: (&Buffer<E>, Rows),
-        shape: HeadShape,
-        segments: &[Segment],
-        q_pos: &Buffer<u32>,
-        mask: Mask<'_>,
-        out: &mut Buffer<E>,
-    ) -> Result<()> {
-        self.attention_impl(q, k, v, shape, segments, q_pos, mask, out)
     }
 }

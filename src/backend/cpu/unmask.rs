@@ -54,22 +54,6 @@ impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
     }
 }
 
-impl<E: CpuElement + UnmaskElement> Cpu<E> {
-    /// [`unmask_rows`] on this backend's threads.
-    ///
-    /// # Errors
-    /// Those of [`unmask_rows`].
-    pub fn unmask(
-        &self,
-        logits: &Buffer<E>,
-        vocab: usize,
-        params: &[RowParams],
-        out: &mut [RowDraw],
-    ) -> Result<()> {
-        self.run(|| unmask_rows(logits.as_slice(), vocab, params, out))
-    }
-}
-
 /// A row's parameters, its uniform number drawn.
 fn of_words(words: &[u32; UNMASK_WORDS]) -> Result<RowParams> {
     match row_of_words(words) {

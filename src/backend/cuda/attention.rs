@@ -42,19 +42,7 @@ impl<D: Device> Segments<D> {
     /// [`Error::Shape`] when the queries of one sequence do not begin after those of the one before, or a row number is
     /// about 2^31 or more; those of the device.
     pub fn new(device: &D, segments: &[Segment]) -> Result<Self> {
-        let places = Buffer::new(device, Format::U32, 4 * segments.len().max(1))?;
-        let mut this = Self {
-            places,
-            scratch: Vec::new(),
-            sequences: 0,
-            masked: 0,
-            queries: 0,
-            keys: 0,
-            q_rows: 0,
-            k_rows: 0,
-            tiles: [0; 2],
-            whole: true,
-        };
+        let mut this = Self::with_room(device, segments.len())?;
         this.upload(device, segments)?;
         Ok(this)
     }
@@ -64,10 +52,18 @@ impl<D: Device> Segments<D> {
     /// # Errors
     /// [`Error::Memory`].
     pub fn with_room(device: &D, sequences: usize) -> Result<Self> {
-        let mut this = Self::new(device, &[])?;
-        this.places = Buffer::new(device, Format::U32, 4 * sequences.max(1))?;
-        this.scratch.reserve(sequences);
-        Ok(this)
+        Ok(Self {
+            places: Buffer::new(device, Format::U32, 4 * sequences.max(1))?,
+            scratch: Vec::with_capacity(sequences),
+            sequences: 0,
+            masked: 0,
+            queries: 0,
+            keys: 0,
+            q_rows: 0,
+            k_rows: 0,
+            tiles: [0; 2],
+            whole: true,
+        })
     }
 
     /// For places that a kernel writes: how far they may reach. Not all rows below `q_rows` need be a sequence's.

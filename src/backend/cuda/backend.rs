@@ -1,12 +1,10 @@
-//! [`Backend`] and [`Forward`] by the kernels: what they need in addition to the launches of each stem.
+//! [`Backend`] on a device.
 
-use std::ops::Range;
-
-use super::{Buffer, Cuda, Device, DeviceMask, Format, LinearEpilogue, Matrix, Segments};
-use crate::backend::{Backend, Epilogue, Forward, HeadShape, Layout, Mask, Rows, Segment, SegmentBounds};
-use crate::config::NormKind;
+use super::matmul::sizes;
+use super::{Buffer, Cuda, Device, DeviceMask, Format, Matrix, Segments};
+use crate::backend::{Backend, Layout, Mask, Segment, SegmentBounds};
 use crate::element::{Dtype, StoredTensor};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::synthetic::{Fill, SyntheticTensor};
 
 /// Steps that are asked for before somebody who watches is shown one.
@@ -51,16 +49,13 @@ impl<D: Device> Cuda<D> {
         Ok(buffer)
     }
 
-    /// The numbers of a tensor in the format of activations, by way of the device where they are stored in another.
-    fn load(&self, tensor: &StoredTensor) -> Result<Buffer<D>> {
-        let (stored, wanted) = (tensor.dtype(), self.dtype);
-        let mut buffer = Buffer::new(&self.device, stored, tensor.len())?;
-        buffer.send_bytes(&self.device, tensor.bytes())?;
-        if stored == wanted {
-            return Ok(buffer);
+    /// The numbers of `stored` in the format of activations.
+    fn converted(&self, stored: Buffer<D>, dtype: Dtype) -> Result<Buffer<D>> {
+        if dtype == self.dtype {
+            return Ok(stored);
         }
-        let mut converted = Buffer::new(&self.device, wanted, tensor.len())?;
-        self.cast((&buffer, stored, 0), (&mut converted, wanted, 0), tensor.len())?;
+        let mut converted = Buffer::new(&self.device, self.dtype, stored.len())?;
+        self.cast((&stored, dtype, 0), (&mut converted, self.dtype, 0), stored.len())?;
         Ok(converted)
     }
 }
@@ -127,43 +122,22 @@ impl<D: Device> Backend for Cuda<D> {
     }
 
     fn matrix(&self, tensor: &StoredTensor, layout: Layout) -> Result<Matrix<D>> {
-        let &[rows, columns] = tensor.shape() else {
-            let got = tensor.shape().len();
-            return Err(Error::Shape { op: "matrix", what: "dimensions of a weight", expected: 2, got });
-        };
-        let sizes = match layout {
-            Layout::OutIn => [columns, rows],
-            Layout::InOut => [rows, columns],
-        };
-        Matrix::of(self.load(tensor)?, self.dtype, layout, sizes)
+        Matrix::of(self.vector(tensor)?, self.dtype, layout, sizes(tensor.shape(), layout)?)
     }
 
     fn vector(&self, tensor: &StoredTensor) -> Result<Buffer<D>> {
-        self.load(tensor)
+        self.converted(Buffer::stored(&self.device, tensor)?, tensor.dtype())
     }
 
+    /// As a checkpoint in bf16 would hold them, whatever is computed in: the same numbers on every machine.
     fn synthetic_matrix(&self, tensor: &SyntheticTensor, layout: Layout) -> Result<Matrix<D>> {
-        let (&[rows, columns], Fill::Normal { std }) = (tensor.shape.as_slice(), tensor.fill) else {
-            return self.matrix(&tensor.stored(Dtype::Bf16)?, layout);
+        const STORED: Dtype = Dtype::Bf16;
+        let Fill::Normal { std } = tensor.fill else {
+            return self.matrix(&tensor.stored(STORED)?, layout);
         };
-        let sizes = match layout {
-            Layout::OutIn => [columns, rows],
-            Layout::InOut => [rows, columns],
-        };
-        let count = tensor.count()?;
-        // As a checkpoint in bf16 would hold them, whatever is computed in: the same numbers on every machine.
-        let mut buffer = Buffer::new(&self.device, Dtype::Bf16, count)?;
-        self.random_weights(Dtype::Bf16, tensor.seed, tensor.parameter, std, &mut buffer)?;
-        if self.dtype != Dtype::Bf16 {
-            let mut converted = Buffer::new(&self.device, self.dtype, count)?;
-            self.cast((&buffer, Dtype::Bf16, 0), (&mut converted, self.dtype, 0), count)?;
-            buffer = converted;
-        }
-        Matrix::of(buffer, self.dtype, layout, sizes)
-    }
-
-    fn synthetic_vector(&self, tensor: &SyntheticTensor) -> Result<Buffer<D>> {
-        self.vector(&tensor.stored(Dtype::Bf16)?)
+        let mut made = Buffer::new(&self.device, STORED, tensor.count()?)?;
+        self.random_weights(STORED, tensor.seed, tensor.parameter, std, &mut made)?;
+        Matrix::of(self.converted(made, STORED)?, self.dtype, layout, sizes(&tensor.shape, layout)?)
     }
 
     fn copied_bytes(&self, matrix: &Matrix<D>) -> usize {
@@ -215,6 +189,11 @@ impl<D: Device> Backend for Cuda<D> {
         self.device.free_memory().ok()
     }
 
+    /// Some waves of the largest tiles over every multiprocessor, of whatever product of a network.
+    fn worthwhile_rows(&self) -> usize {
+        1 << 16
+    }
+
     /// Up to 64 rows to a multiple of 8, beyond that to one of an eighth of the next power of two.
     fn round_rows(&self, rows: usize) -> usize {
         rows.next_multiple_of((rows.next_power_of_two() / 8).max(8))
@@ -235,133 +214,5 @@ impl<D: Device> Backend for Cuda<D> {
 
     fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         f()
-    }
-}
-
-impl<D: Device> Forward for Cuda<D> {
-    fn embed(
-        &self,
-        table: &Matrix<D>,
-        ids: &Buffer<D>,
-        positions: Option<(&Matrix<D>, &Buffer<D>)>,
-        rows: usize,
-        width: usize,
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        let positions = positions.map(|(table, ids)| (table.buffer(), ids));
-        self.embed(self.dtype, table.buffer(), ids, positions, rows, width, out)
-    }
-
-    fn norm(
-        &self,
-        kind: NormKind,
-        x: &Buffer<D>,
-        weight: &Buffer<D>,
-        bias: Option<&Buffer<D>>,
-        eps: f64,
-        rows: usize,
-        width: usize,
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.norm(self.dtype, kind, x, None, weight, bias, eps as f32, rows, width, out)
-    }
-
-    fn linear(
-        &self,
-        (x, at): (&Buffer<D>, usize),
-        rows: usize,
-        weight: &Matrix<D>,
-        outputs: Range<usize>,
-        epilogue: Epilogue<'_, Self>,
-        out: &mut Buffer<D>,
-        out_rows: Rows,
-    ) -> Result<()> {
-        let Epilogue { bias, activation, accumulate } = epilogue;
-        let epilogue = LinearEpilogue { bias, activation, accumulate };
-        let x = (x, Rows { at, stride: weight.inputs() });
-        let out_dtype = match out.format() {
-            Format::Float(Dtype::F32) => Dtype::F32,
-            _ => self.dtype,
-        };
-        self.linear(self.dtype, x, rows, weight, outputs, epilogue, (out, out_rows), out_dtype)
-    }
-
-    fn rope(
-        &self,
-        x: &mut Buffer<D>,
-        at: Rows,
-        rows: usize,
-        heads: usize,
-        head_dim: usize,
-        positions: &Buffer<D>,
-        table: &Buffer<D>,
-    ) -> Result<()> {
-        self.rope(self.dtype, x, at, rows, heads, head_dim, positions, table)
-    }
-
-    fn swiglu(&self, gate_up: &Buffer<D>, rows: usize, width: usize, out: &mut Buffer<D>) -> Result<()> {
-        self.swiglu(self.dtype, gate_up, rows, width, out)
-    }
-
-    fn attention(
-        &self,
-        q: (&Buffer<D>, Rows),
-        k: (&Buffer<D>, Rows),
-        v: (&Buffer<D>, Rows),
-        shape: HeadShape,
-        segments: &Segments<D>,
-        q_pos: &Buffer<D>,
-        mask: &MaskOnDevice<D>,
-        out: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.attention(self.dtype, q, k, v, shape, segments, q_pos, mask.into(), out, None)
-    }
-
-    fn gather(
-        &self,
-        src: (&Buffer<D>, Rows),
-        rows: &Buffer<D>,
-        count: usize,
-        width: usize,
-        dst: &mut Buffer<D>,
-    ) -> Result<()> {
-        self.gather(self.dtype, src, rows, count, width, dst)
-    }
-
-    fn scatter(
-        &self,
-        src: (&Buffer<D>, Rows),
-        rows: &Buffer<D>,
-        count: usize,
-        width: usize,
-        dst: (&mut Buffer<D>, Rows),
-    ) -> Result<()> {
-        self.scatter(self.dtype, src, rows, count, width, dst)
-    }
-
-    fn cross_entropy(
-        &self,
-        logits: &Buffer<D>,
-        vocab: usize,
-        targets: &[u32],
-        out: &mut [f64],
-    ) -> Result<()> {
-        const OP: &str = "cross_entropy";
-        if out.len() != targets.len() {
-            return Err(Error::Shape { op: OP, what: "out", expected: targets.len(), got: out.len() });
-        }
-        if let Some(target) = targets.iter().find(|&&t| t as usize >= vocab) {
-            return Err(Error::Request(format!(
-                "{OP}: target: expected a token id below {vocab}, got {target}"
-            )));
-        }
-        let rows = targets.len();
-        let targets = Buffer::of(&self.device, Format::U32, targets)?;
-        let mut nll = Buffer::new(&self.device, Dtype::F32, rows)?;
-        self.cross_entropy(Dtype::F32, (logits, Rows::dense(vocab)), vocab, &targets, rows, &mut nll)?;
-        let mut narrow = vec![0.0_f32; rows];
-        nll.read(&self.device, 0, &mut narrow)?;
-        out.iter_mut().zip(narrow).for_each(|(out, nll)| *out = nll.into());
-        Ok(())
     }
 }

@@ -9,6 +9,8 @@ pub struct Counts {
     pub launches: u64,
     /// Kernels recorded.
     pub recorded: u64,
+    /// Of both, those of the matrix library.
+    pub library: u64,
     /// Recordings replayed.
     pub replays: u64,
     /// Copies to the device that nobody waits for.
@@ -28,6 +30,7 @@ impl std::ops::Sub for Counts {
         Counts {
             launches: self.launches - earlier.launches,
             recorded: self.recorded - earlier.recorded,
+            library: self.library - earlier.library,
             replays: self.replays - earlier.replays,
             sends: self.sends - earlier.sends,
             uploads: self.uploads - earlier.uploads,
@@ -43,6 +46,7 @@ impl std::ops::Sub for Counts {
 pub(crate) struct Counters {
     pub launches: AtomicU64,
     pub recorded: AtomicU64,
+    pub library: AtomicU64,
     pub replays: AtomicU64,
     pub sends: AtomicU64,
     pub uploads: AtomicU64,
@@ -62,6 +66,7 @@ impl Counters {
         Counts {
             launches: get(&self.launches),
             recorded: get(&self.recorded),
+            library: get(&self.library),
             replays: get(&self.replays),
             sends: get(&self.sends),
             uploads: get(&self.uploads),

@@ -6,7 +6,7 @@ use super::needs::Parts;
 use super::{Buffer, Canvas, Cuda, Device, Draws, Format, Found, Needs, Record, Wanted};
 use crate::backend::denoise::{DRAWING_WORDS, WANT_WORDS};
 use crate::backend::{
-    Deck, Denoise, Inputs, RANK_WORDS, RowDraw, StepShape, THRESHOLD_WORDS, UNMASK_WORDS, Unmask,
+    Canvases, Denoise, Inputs, RANK_WORDS, RowDraw, StepShape, THRESHOLD_WORDS, UNMASK_WORDS, Unmask,
 };
 use crate::element::Dtype;
 use crate::error::{Error, Result};
@@ -70,45 +70,55 @@ impl<D: Device> Unmask for Cuda<D> {
 }
 
 impl<D: Device> Denoise for Cuda<D> {
-    fn stage_step(&self, deck: &mut Deck<Self>, steps: usize) -> Result<()> {
-        let words = deck.layout().words();
-        self.stage_step(&mut deck.tape, steps, words, &mut deck.stage)
+    fn stage_step(&self, canvases: &mut Canvases<Self>, steps: usize) -> Result<()> {
+        let words = canvases.layout().words();
+        self.stage_step(&mut canvases.tape, steps, words, &mut canvases.stage)
     }
 
-    fn select_needs(&self, deck: &mut Deck<Self>, inputs: &mut Inputs<Self>, shape: StepShape) -> Result<()> {
-        let sequences = deck.sequences;
-        let wants = deck.stage.share(deck.layout().wants(), sequences * WANT_WORDS)?;
-        let drawing = deck.drawing.share(0, sequences * DRAWING_WORDS)?;
-        let complete = deck.progress.share(sequences, sequences)?;
+    fn select_needs(
+        &self,
+        canvases: &mut Canvases<Self>,
+        inputs: &mut Inputs<Self>,
+        shape: StepShape,
+    ) -> Result<()> {
+        let sequences = canvases.sequences;
+        let wants = canvases.stage.share(canvases.layout().wants(), sequences * WANT_WORDS)?;
+        let drawing = canvases.drawing.share(0, sequences * DRAWING_WORDS)?;
+        let complete = canvases.progress.share(sequences, sequences)?;
         let Parts { ids, rows, row_positions, places } = Parts::of(inputs);
         let wanted = Wanted {
-            masked: &deck.masked,
-            free: &deck.free,
-            starts: &deck.starts,
+            masked: &canvases.masked,
+            free: &canvases.free,
+            starts: &canvases.starts,
             sequences,
             wants: &wants,
             drawing: &drawing,
             complete: Some(&complete),
-            list: Some(&deck.list),
-            uniforms: deck.uniforms.as_ref(),
-            shift: deck.shift,
+            list: Some(&canvases.list),
+            uniforms: canvases.uniforms.as_ref(),
+            shift: canvases.shift,
             rows: shape.rows,
         };
         let found = Found {
-            needs: &mut deck.needs,
-            slots: &mut deck.slots,
+            needs: &mut canvases.needs,
+            slots: &mut canvases.slots,
             rows,
             row_positions,
-            params: &mut deck.params,
+            params: &mut canvases.params,
             places,
-            passes: &mut deck.passes,
+            passes: &mut canvases.passes,
         };
         self.select_needs(ids, &wanted, found)
     }
 
-    fn commit(&self, deck: &mut Deck<Self>, inputs: &mut Inputs<Self>, shape: StepShape) -> Result<()> {
-        let (layout, sequences) = (deck.layout(), deck.sequences);
-        let part = |at: usize, len: usize| deck.stage.share(at, len);
+    fn commit(
+        &self,
+        canvases: &mut Canvases<Self>,
+        inputs: &mut Inputs<Self>,
+        shape: StepShape,
+    ) -> Result<()> {
+        let (layout, sequences) = (canvases.layout(), canvases.sequences);
+        let part = |at: usize, len: usize| canvases.stage.share(at, len);
         let steps = part(layout.steps(), sequences)?;
         let rank_starts = part(layout.rank_starts(), sequences + 1)?;
         let threshold_starts = part(layout.threshold_starts(), sequences + 1)?;
@@ -116,31 +126,31 @@ impl<D: Device> Denoise for Cuda<D> {
         let thresholds = part(layout.thresholds(), sequences * THRESHOLD_WORDS)?;
         let mut canvas = Canvas {
             ids: &mut inputs.ids,
-            masked: &mut deck.masked,
-            starts: &deck.starts,
+            masked: &mut canvases.masked,
+            starts: &canvases.starts,
             sequences,
             record: Some(Record {
                 steps: &steps,
-                committed_at: &mut deck.committed_at,
-                log_prob: &mut deck.log_prob,
+                committed_at: &mut canvases.committed_at,
+                log_prob: &mut canvases.log_prob,
             }),
         };
         let needs = |starts, longest| Needs {
             starts,
-            positions: &deck.needs,
-            slots: &deck.slots,
-            first_tokens: &deck.first_tokens,
+            positions: &canvases.needs,
+            slots: &canvases.slots,
+            first_tokens: &canvases.first_tokens,
             longest,
         };
         if shape.ranks {
             let needs = needs(&rank_starts, shape.ranked);
-            self.commit_ranked(&deck.draws, &needs, &ranks, deck.mask_id, &mut canvas)?;
+            self.commit_ranked(&canvases.draws, &needs, &ranks, canvases.mask_id, &mut canvas)?;
         }
         if shape.thresholds {
-            self.commit_threshold(&deck.draws, &needs(&threshold_starts, 0), &thresholds, &mut canvas)?;
+            self.commit_threshold(&canvases.draws, &needs(&threshold_starts, 0), &thresholds, &mut canvas)?;
         }
         if shape.answers {
-            self.commit_answer(&canvas, &deck.answers, &deck.eos, &mut deck.progress)?;
+            self.commit_answer(&canvas, &canvases.answers, &canvases.eos, &mut canvases.progress)?;
         }
         Ok(())
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 pub use super::counts::Counts;
 pub(crate) use super::counts::{Counters, count};
+use super::gemm::GemmLibrary;
 pub(crate) use super::launch::kernel_for;
 pub use super::launch::{Access, Argument, Launch, MAX_ARGUMENTS};
-use crate::element::Dtype;
+use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
 
 /// What a device is.
@@ -65,6 +66,12 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// The arguments fit the kernel's contract: with these sizes and strides it touches nothing beyond the parts of
     /// buffers that they name.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    /// The vendor's library for matrix products, if there is one here: cuBLASLt, found at run time.
+    ///
+    /// # Errors
+    /// [`Error::Device`] that says what was looked for and why it will not do; [`Error::Memory`] when there is none left for
+    /// its workspace.
+    fn gemm_library(&self) -> Result<Arc<dyn GemmLibrary>>;
     /// Bytes of memory that are free.
     fn free_memory(&self) -> Result<u64>;
     /// What was asked for since the device was opened.
@@ -189,6 +196,18 @@ impl<D: Device> Buffer<D> {
         }
     }
 
+    /// A copy of a stored tensor in its own format; its bytes need not be aligned.
+    ///
+    /// # Errors
+    /// Those of [`Buffer::new`].
+    pub fn stored(device: &D, tensor: &StoredTensor) -> Result<Self> {
+        let buffer = Self::new(device, tensor.dtype(), tensor.len())?;
+        if !tensor.is_empty() {
+            device.send(&buffer.memory, 0, tensor.bytes())?;
+        }
+        Ok(buffer)
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -226,18 +245,6 @@ impl<D: Device> Buffer<D> {
     pub fn send<T: bytemuck::Pod>(&mut self, device: &D, at: usize, numbers: &[T]) -> Result<()> {
         let at = self.byte_range::<T>("send", at, numbers.len())?;
         if numbers.is_empty() { Ok(()) } else { device.send(&self.memory, at, bytemuck::cast_slice(numbers)) }
-    }
-
-    /// Overwrites the whole buffer with numbers given by their bytes, which need not be aligned.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when they are not as many.
-    pub(crate) fn send_bytes(&mut self, device: &D, bytes: &[u8]) -> Result<()> {
-        let expected = self.len * self.format.size();
-        if bytes.len() != expected {
-            return Err(Error::Shape { op: "send", what: "bytes", expected, got: bytes.len() });
-        }
-        if bytes.is_empty() { Ok(()) } else { device.send(&self.memory, self.first_byte, bytes) }
     }
 
     /// Copies numbers from number `at` on to the host.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::kernel_for;
-use super::{Buffer, Cuda, Device, Launch};
+use super::{Buffer, Cuda, Device, GemmCall, Launch};
 use crate::backend::{Layout, Rows};
 use crate::config::Activation;
 use crate::element::{Dtype, StoredTensor};
@@ -25,21 +25,8 @@ impl<D: Device> Matrix<D> {
     /// # Errors
     /// [`Error::Shape`] when the tensor has not two dimensions; [`Error::Memory`].
     pub fn upload(device: &D, tensor: &StoredTensor, layout: Layout) -> Result<Self> {
-        let &[rows, columns] = tensor.shape() else {
-            let got = tensor.shape().len();
-            return Err(Error::Shape { op: "matrix", what: "dimensions", expected: 2, got });
-        };
-        let mut buffer = Buffer::new(device, tensor.dtype(), tensor.len())?;
-        match tensor.dtype() {
-            Dtype::F32 => copy::<D, u32>(device, tensor.bytes(), &mut buffer)?,
-            Dtype::F16 | Dtype::Bf16 => copy::<D, u16>(device, tensor.bytes(), &mut buffer)?,
-        }
-        Self::of(
-            buffer,
-            tensor.dtype(),
-            layout,
-            if layout == Layout::OutIn { [columns, rows] } else { [rows, columns] },
-        )
+        let sizes = sizes(tensor.shape(), layout)?;
+        Self::of(Buffer::stored(device, tensor)?, tensor.dtype(), layout, sizes)
     }
 
     /// A matrix out of a buffer of exactly its numbers; `[inputs, outputs]` are its sizes in either layout.
@@ -85,19 +72,19 @@ impl<D: Device> Matrix<D> {
     }
 }
 
-/// Copies bytes that need not be aligned; where they are not, a part at a time by way of memory that is.
-fn copy<D: Device, T: bytemuck::Pod>(device: &D, bytes: &[u8], buffer: &mut Buffer<D>) -> Result<()> {
-    const PART: usize = 1 << 24;
-    if let Ok(numbers) = bytemuck::try_cast_slice::<u8, T>(bytes) {
-        return buffer.write(device, 0, numbers);
-    }
-    let mut aligned = vec![T::zeroed(); PART.min(bytes.len()) / size_of::<T>()];
-    for (i, part) in bytes.chunks(PART).enumerate() {
-        let numbers = &mut aligned[..part.len() / size_of::<T>()];
-        bytemuck::cast_slice_mut::<T, u8>(numbers).copy_from_slice(part);
-        buffer.write(device, i * (PART / size_of::<T>()), numbers)?;
-    }
-    Ok(())
+/// `[inputs, outputs]` of a weight whose stored shape is `shape`.
+///
+/// # Errors
+/// [`Error::Shape`] when that has not two dimensions.
+pub(super) fn sizes(shape: &[usize], layout: Layout) -> Result<[usize; 2]> {
+    let &[rows, columns] = shape else {
+        let (expected, got) = (2, shape.len());
+        return Err(Error::Shape { op: "matrix", what: "dimensions of a weight", expected, got });
+    };
+    Ok(match layout {
+        Layout::OutIn => [columns, rows],
+        Layout::InOut => [rows, columns],
+    })
 }
 
 /// What happens to a matrix product before it is stored: `out = activation(x W + bias)`, or `out += x W + bias` with
@@ -291,6 +278,7 @@ impl<D: Device> Cuda<D> {
         let packed = packs(x.address(x_rows.at), if rows == 1 { 0 } else { x_stride }, inputs)
             && packs(weight.buffer.address(first), stride, width);
         let best = || Tile::choose(rows, columns, self.device.facts().multiprocessors);
+        let (chosen, out_address) = (tile.is_some(), out.address(out_rows.at));
         let tile = if packed { tile.unwrap_or_else(best) } else { Tile::Any };
         let (kernel, shape) = match (dtype, weight.layout) {
             (Dtype::F32, layout) => {
@@ -317,6 +305,29 @@ impl<D: Device> Cuda<D> {
             .size("stride of the weight", stride)?
             .size("stride of out", out_stride)?;
         launch.u32(flags(&epilogue, out_dtype != dtype));
+        if let Some(library) = self.library.as_ref().filter(|_| !chosen) {
+            let call = GemmCall {
+                dtype,
+                out_dtype,
+                rows,
+                columns,
+                inputs,
+                x: x.address(x_rows.at),
+                x_stride,
+                weight: weight.buffer.address(first),
+                weight_stride: stride,
+                layout: weight.layout,
+                bias: epilogue.bias.map(|bias| bias.address(outputs.start)),
+                activation: epilogue.activation,
+                accumulate: epilogue.accumulate,
+                out: out_address,
+                out_stride,
+            };
+            // SAFETY: the launch, which is of the same numbers, was put together, so they lie in their buffers.
+            if unsafe { library.multiply(&call) }? {
+                return Ok(());
+            }
+        }
         // SAFETY: rows and columns of x, weight, bias and out that the sizes name lie in the parts above; the kernels
         // that copy 16 bytes at a time are launched only on rows that allow it.
         unsafe { self.device.launch(&launch) }

@@ -9,12 +9,15 @@ mod cast;
 mod commit;
 mod compact;
 mod counts;
+mod cublaslt;
 mod denoise;
 mod device;
 pub mod driver;
 mod embedding;
 #[cfg(feature = "simt")]
 mod fault;
+mod forward;
+mod gemm;
 mod head;
 mod launch;
 mod mask;
@@ -28,12 +31,16 @@ mod rope;
 pub mod simt;
 mod unmask;
 
+use std::sync::Arc;
+
 pub use super::{NoiseAddress, RowNoise, UNMASK_WORDS, unmask_words};
 pub use attention::{DeviceMask, Segments};
 pub use backend::MaskOnDevice;
 pub use commit::{Canvas, Needs, Record};
+pub(crate) use cublaslt::is_named as library_is_named;
 pub(crate) use device::kernel_for;
 pub use device::{Access, Argument, Buffer, Counts, Device, Facts, Format, Launch, MAX_ARGUMENTS};
+pub use gemm::{GemmCall, GemmLibrary};
 pub(crate) use matmul::Tile;
 pub use matmul::{LinearEpilogue, Matrix};
 pub use needs::{Found, Wanted};
@@ -50,6 +57,8 @@ use crate::error::{Error, Result};
 pub struct Cuda<D: Device> {
     device: D,
     dtype: Dtype,
+    /// For products in 16 bits; without it, and where it has no way to do one, our own kernels.
+    library: Option<Arc<dyn GemmLibrary>>,
 }
 
 impl<D: Device> Cuda<D> {
@@ -59,7 +68,23 @@ impl<D: Device> Cuda<D> {
 
     /// The kernels on a device, with activations in `dtype`.
     pub fn with_dtype(device: D, dtype: Dtype) -> Self {
-        Self { device, dtype }
+        Self { device, dtype, library: None }
+    }
+
+    /// Matrix products in 16 bits by the device's library instead of the kernels of `cuda/matmul.cu`. The order in which
+    /// it sums may depend on how many rows a product has, so that the tokens of a request may depend on what it shares
+    /// a batch with; ours does not.
+    ///
+    /// # Errors
+    /// Those of [`Device::gemm_library`].
+    pub fn with_library(self) -> Result<Self> {
+        let library = Some(self.device.gemm_library()?);
+        Ok(Self { library, ..self })
+    }
+
+    /// What multiplies matrices in 16 bits, as in `cuBLASLt 13.1.0`; `None` for our own kernels.
+    pub fn library(&self) -> Option<String> {
+        self.library.as_ref().map(|library| library.name())
     }
 
     /// What activations are computed in.

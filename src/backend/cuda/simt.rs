@@ -10,8 +10,10 @@ use std::time::Instant;
 use super::device::{Access, Argument, Counters, Counts, Device, Facts, Launch, count};
 pub use super::fault::Fault;
 use super::fault::{RawFault, report, text};
+use super::gemm::{GemmCall, GemmLibrary};
 use crate::error::{Error, Result};
 
+mod library;
 mod memory;
 
 pub use memory::Memory;
@@ -134,6 +136,7 @@ pub struct Limits {
 enum Work {
     Launch(Box<Launch<'static>>),
     Fill { address: u64, bytes: usize, value: u8 },
+    Product { library: Arc<library::OnHost>, call: GemmCall },
 }
 
 impl Simt {
@@ -429,6 +432,10 @@ impl Device for Simt {
         self.do_launch(launch)
     }
 
+    fn gemm_library(&self) -> Result<Arc<dyn GemmLibrary>> {
+        library::open(self)
+    }
+
     fn free_memory(&self) -> Result<u64> {
         self.alive()?;
         Ok(self.shared.facts.memory.saturating_sub(self.shared.used.load(Ordering::Relaxed)))
@@ -461,6 +468,12 @@ impl Device for Simt {
                     // SAFETY: the range was checked when it was recorded, and the caller of `replay` promises that
                     // the memory is still there.
                     unsafe { std::ptr::write_bytes(*address as *mut u8, *value, *bytes) };
+                }
+                Work::Product { library, call } => {
+                    self.alive()?;
+                    count(&self.shared.run);
+                    // SAFETY: it was the caller's promise when this was recorded, and memory is still there.
+                    unsafe { library.multiply(call) }?;
                 }
             }
         }

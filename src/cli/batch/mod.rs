@@ -18,6 +18,7 @@ use self::tap::{Job, Tap};
 use super::Context;
 use super::args::{ModelArgs, SamplingArgs};
 use super::common::{Speller, check_mask, gap_canvases, prompt_canvas};
+use super::engine::Held;
 use super::sampling::Sampling;
 use super::terminal::{note, println};
 use super::{device, run as driver};
@@ -160,7 +161,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
 
     let mut totals = tap::Totals::default();
     let mut bad = 0;
-    let mut engine = None;
+    let (mut engine, mut held) = (None, Held::default());
     let bar = context.progress((lines.len() - done.len().min(lines.len())) as u64, args.quiet);
     let mut rest = lines.iter().enumerate().filter(|(index, _)| !done.contains(index)).peekable();
     while rest.peek().is_some() && !totals.interrupted {
@@ -191,8 +192,8 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
             Some(engine) => engine,
             None => engine.insert(device::load(&args.model.device, &files, context)?),
         };
-        let limits = driver::limits(&files.config, &requests, args.batch.map(NonZeroUsize::get));
-        let mut sampler = engine.sampler(limits)?;
+        let most = args.batch.map(NonZeroUsize::get);
+        let sampler = held.for_requests(&**engine, &requests, most)?;
         let mut tap = Tap::new(&requests, jobs, speller, &files.name, context, &mut sink, &bar, &mut totals);
         sampler.generate_with(&requests, &mut tap)?;
         tap.finish()?;

@@ -4,6 +4,7 @@
 
 mod api;
 mod graph;
+mod library;
 mod open;
 mod pinned;
 
@@ -18,6 +19,7 @@ use graph::Recording;
 pub use open::{available, built_in};
 use pinned::Ring;
 
+use super::GemmLibrary;
 use super::device::{Counters, Counts, Device, Facts, Launch, MAX_ARGUMENTS, count};
 use crate::error::{Error, Result};
 
@@ -333,6 +335,10 @@ impl Device for Card {
                 self.upload(dst, at, src)
             }
         }
+    }
+
+    fn gemm_library(&self) -> Result<Arc<dyn GemmLibrary>> {
+        library::open(self)
     }
 
     fn free_memory(&self) -> Result<u64> {

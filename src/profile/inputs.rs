@@ -110,7 +110,7 @@ mod tests {
     use crate::backend::cuda::Cuda;
     use crate::backend::cuda::simt::{Options, Simt};
     use crate::error::Error;
-    use crate::measure::cases;
+    use crate::profile::cases;
 
     fn simt() -> Cuda<Simt> {
         Cuda::new(Simt::new(Options { seed: 0, check: true }))
