@@ -80,12 +80,15 @@ impl<B: Backend> Parameters<B> {
         check_finite: bool,
     ) -> Result<(Self, MemoryReport)> {
         let layout = layout(config, checkpoint)?;
-        if check_finite {
-            check(backend, &layout, checkpoint)?;
-        }
         let tied = layout.tied;
         let parameters = layout.parameters;
-        Self::from_source(backend, config, Source::Checkpoint { layout, checkpoint }, parameters, tied)
+        Self::from_source(
+            backend,
+            config,
+            Source::Checkpoint { layout, checkpoint, check_finite },
+            parameters,
+            tied,
+        )
     }
 
     /// Makes up weights from a seed.
@@ -128,22 +131,17 @@ impl<B: Backend> Parameters<B> {
     }
 }
 
-/// Refuses NaN and infinite weights, looking at every parameter, in parallel.
-fn check<B: Backend>(backend: &B, layout: &Layout, checkpoint: &Checkpoint) -> Result<()> {
-    use rayon::prelude::*;
-    backend.run(|| {
-        layout.entries.par_iter().try_for_each(|entry| {
-            let tensor = require(checkpoint, &entry.tensor)?;
-            match non_finite(tensor) {
-                None => Ok(()),
-                Some(at) => Err(Error::NonFinite {
-                    place: format!("{}: tensor {}, element {at}", checkpoint.path().display(), entry.tensor),
-                    found: tensor.get(at).to_string(),
-                    hint: "the checkpoint is damaged: fetch or export it again".into(),
-                }),
-            }
-        })
-    })
+/// Refuses a tensor with a NaN or infinite number; all threads look. Just before its numbers are sent to the backend, so that they
+/// are read from the disk once.
+fn check<B: Backend>(backend: &B, checkpoint: &Checkpoint, name: &str, tensor: &StoredTensor) -> Result<()> {
+    match backend.run(|| non_finite(tensor)) {
+        None => Ok(()),
+        Some(at) => Err(Error::NonFinite {
+            place: format!("{}: tensor {name}, element {at}", checkpoint.path().display()),
+            found: tensor.get(at).to_string(),
+            hint: "the checkpoint is damaged: fetch or export it again".into(),
+        }),
+    }
 }
 
 /// Where weights come from.
@@ -151,13 +149,11 @@ enum Source<'a> {
     Checkpoint {
         layout: Layout,
         checkpoint: &'a Checkpoint,
+        /// Whether to look at every number.
+        check_finite: bool,
     },
     /// Number and shape of each parameter.
-    Synthetic {
-        config: &'a ModelConfig,
-        seed: u64,
-        places: HashMap<String, (u32, Vec<usize>)>,
-    },
+    Synthetic { config: &'a ModelConfig, seed: u64, places: HashMap<String, (u32, Vec<usize>)> },
 }
 
 /// A parameter, as it will be.
@@ -167,11 +163,15 @@ enum Found {
 }
 
 impl Source<'_> {
-    fn find(&self, parameter: &str) -> Result<Option<Found>> {
+    fn find<B: Backend>(&self, backend: &B, parameter: &str) -> Result<Option<Found>> {
         match self {
-            Source::Checkpoint { layout, checkpoint } => {
-                let tensor = layout.tensor(parameter).map(|name| require(checkpoint, name)).transpose()?;
-                Ok(tensor.cloned().map(Found::Stored))
+            Source::Checkpoint { layout, checkpoint, check_finite } => {
+                let Some(name) = layout.tensor(parameter) else { return Ok(None) };
+                let tensor = require(checkpoint, name)?;
+                if *check_finite {
+                    check(backend, checkpoint, name, tensor)?;
+                }
+                Ok(Some(Found::Stored(tensor.clone())))
             }
             Source::Synthetic { config, seed, places } => Ok(places.get(parameter).map(|(number, shape)| {
                 let (shape, fill) = (shape.clone(), fill(config, parameter));
@@ -180,12 +180,12 @@ impl Source<'_> {
         }
     }
 
-    fn expected(&self, parameter: &str) -> Result<Found> {
+    fn expected<B: Backend>(&self, backend: &B, parameter: &str) -> Result<Found> {
         let path = match self {
             Source::Checkpoint { checkpoint, .. } => checkpoint.path().to_path_buf(),
             Source::Synthetic { .. } => "synthetic weights".into(),
         };
-        self.find(parameter)?.ok_or_else(|| Error::Checkpoint {
+        self.find(backend, parameter)?.ok_or_else(|| Error::Checkpoint {
             path,
             what: format!("parameter {parameter}"),
             expected: "a tensor in the layout".into(),
@@ -202,7 +202,7 @@ struct Loader<'a, B: Backend> {
 
 impl<B: Backend> Loader<'_, B> {
     fn matrix(&mut self, parameter: &str, layout: backend::Layout) -> Result<B::Matrix> {
-        match self.source.expected(parameter)? {
+        match self.source.expected(self.backend, parameter)? {
             Found::Stored(tensor) => {
                 let matrix = self.backend.matrix(&tensor, layout)?;
                 let copied = self.backend.copied_bytes(&matrix) as u64;
@@ -232,7 +232,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn vector(&mut self, parameter: &str) -> Result<Option<B::Buffer>> {
-        self.source.find(parameter)?.map(|found| self.vector_of(&found)).transpose()
+        self.source.find(self.backend, parameter)?.map(|found| self.vector_of(&found)).transpose()
     }
 
     fn linear(&mut self, parameter: &str, layout: backend::Layout) -> Result<Linear<B>> {
@@ -243,7 +243,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn norm(&mut self, parameter: &str) -> Result<Norm<B>> {
-        let weight = self.source.expected(&format!("{parameter}.weight"))?;
+        let weight = self.source.expected(self.backend, &format!("{parameter}.weight"))?;
         Ok(Norm { weight: self.vector_of(&weight)?, bias: self.vector(&format!("{parameter}.bias"))? })
     }
 

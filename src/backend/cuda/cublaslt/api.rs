@@ -53,6 +53,7 @@ macro_rules! functions {
             pub version: unsafe extern "C" fn() -> usize,
             status_name: Option<unsafe extern "C" fn(Status) -> *const c_char>,
             /// Keeps them loaded.
+            #[cfg_attr(not(feature = "simt"), expect(dead_code))]
             pub library: Library,
         }
 
