@@ -199,6 +199,22 @@ fn a_model_by_the_library() {
     assert!(seen[2].replays > 0, "{seen:?}");
 }
 
+#[test]
+fn its_products_are_timed_in_place_of_ours() {
+    let Some(dir) = stand_in() else { return };
+    let library = library(dir.path());
+    let bench = |gemm: &str| {
+        let args = ["bench", "kernels", "--device", "simt", "--quick", "--json", "--filter", "matmul"];
+        let args = [&args[..], &["--gemm", gemm]].concat();
+        let (code, out, err) = support::lacuna(dir.path(), &[("LACUNA_CUBLASLT", &library)], &args);
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    let (with, own) = (bench("cublaslt"), bench("auto"));
+    assert_eq!(with.matches("\"kernel\":\"cuBLASLt 13.1.2\"").count(), own.lines().count(), "{with}");
+    assert!(own.contains("\"kernel\":\"matmul_bf16\""), "{own}");
+}
+
 /// One line on standard error, and no text.
 fn refused(dir: &Path, environment: &[(&str, &str)], args: &[&str], code: i32, words: &str) {
     let (got, out, err) = support::lacuna(dir, environment, args);

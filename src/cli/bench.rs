@@ -32,6 +32,8 @@ enum What {
     /// does; tokens are the ones filled in.
     Denoise(Denoise),
     /// Each kernel of a card at the shapes of the paper's models, with the caches cold.
+    ///
+    /// Products are timed by our own kernels, and with --gemm cublaslt by that library.
     Kernels(Kernels),
 }
 

@@ -226,29 +226,41 @@ pub fn kernels(
             "bench kernels times a card's kernels: give --device cuda (the CPU's are timed by cargo bench)",
         )),
         Place::Cuda(ordinal) => {
-            let card = Card::open(ordinal)?;
-            let name = card.facts().name.clone();
-            profile::kernels(&Cuda::new(card), filter, quick, |t| each(&name, t))
+            let cuda = for_kernels(Card::open(ordinal)?, args)?;
+            let name = cuda.device().facts().name.clone();
+            profile::kernels(&cuda, filter, quick, |t| each(&name, t))
         }
-        Place::Simt => simt_kernels(filter, quick, each),
+        Place::Simt => simt_kernels(args, filter, quick, each),
     }
+}
+
+/// Our own kernels, unless the library is asked for.
+fn for_kernels<D: Device>(device: D, args: &DeviceArgs) -> Result<Cuda<D>> {
+    let cuda = Cuda::new(device);
+    if args.gemm == GemmName::CublasLt { cuda.with_library() } else { Ok(cuda) }
 }
 
 #[cfg(feature = "simt")]
 fn simt_kernels(
+    args: &DeviceArgs,
     filter: &str,
     quick: bool,
     each: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
 ) -> Result<()> {
     use crate::backend::cuda::simt::{Options, Simt};
 
-    let cuda = Cuda::new(Simt::new(Options { seed: 0, check: false }));
+    let cuda = for_kernels(Simt::new(Options { seed: 0, check: false }), args)?;
     let name = cuda.device().facts().name.clone();
     profile::kernels(&cuda, filter, quick, |t| each(&name, t))
 }
 
 #[cfg(not(feature = "simt"))]
-fn simt_kernels(_: &str, _: bool, _: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>) -> Result<()> {
+fn simt_kernels(
+    _: &DeviceArgs,
+    _: &str,
+    _: bool,
+    _: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
+) -> Result<()> {
     Err(Error::request("--device simt: this program was built without the SIMT machine"))
 }
 

@@ -25,7 +25,7 @@ const FLUSH: usize = 1 << 28;
 const FLUSH_SIMT: usize = 1 << 12;
 
 /// Times the cases whose kernel file, kernel or sizes contain `filter`, and hands each to `each` until that breaks off.
-/// `quick`: the small cases. A case that fails is left out and the others go on, unless the device is lost.
+/// `quick`: the small cases. With a matrix library, products are its. A case that fails is left out and the others go on, unless the device is lost.
 ///
 /// # Errors
 /// After the last case the first error of any: [`Error::Memory`] for one that does not fit, [`Error::NonFinite`] for a kernel
@@ -39,12 +39,18 @@ pub fn kernels<D: Device>(
     let flush = if cuda.device().facts().driver.is_some() { FLUSH } else { FLUSH_SIMT };
     let mut bench = Bench::new(cuda, flush)?;
     let listed = cases(quick).into_iter().filter(|c| c.matches(filter));
-    one_by_one(listed, |case| bench.case(case), &mut each)
+    let library = cuda.library();
+    let kernel = |case: &Case| match (&library, case.work) {
+        (Some(library), Work::Linear { .. }) if case.dtype != Dtype::F32 => library.clone(),
+        _ => case.kernel(),
+    };
+    one_by_one(listed, kernel, |case| bench.case(case), &mut each)
 }
 
-/// Times `listed` by `time`, as [`kernels`] says.
+/// Times `listed`, whose kernels are named by `kernel`, by `time`, as [`kernels`] says.
 fn one_by_one(
     listed: impl Iterator<Item = Case>,
+    kernel: impl Fn(&Case) -> String,
     mut time: impl FnMut(&Case) -> Result<Vec<f64>>,
     each: &mut impl FnMut(&Timing) -> ControlFlow<()>,
 ) -> Result<()> {
@@ -60,7 +66,7 @@ fn one_by_one(
         };
         let timing = Timing {
             stem: case.stem(),
-            kernel: case.kernel(),
+            kernel: kernel(&case),
             shape: case.shape(),
             dtype: case.dtype,
             bytes: case.bytes(),
@@ -358,7 +364,7 @@ mod tests {
                     _ => Ok(vec![1.0]),
                 }
             };
-            let outcome = one_by_one(cases(true).into_iter(), time, &mut |_| {
+            let outcome = one_by_one(cases(true).into_iter(), Case::kernel, time, &mut |_| {
                 seen += 1;
                 ControlFlow::Continue(())
             });
