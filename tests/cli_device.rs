@@ -76,6 +76,21 @@ fn what_is_not_there_or_too_small_is_said() {
     fails(&many, &[("LACUNA_SIMT_MEMORY", "20000000")], 7, "at a time fit");
 }
 
+/// Decoding from left to right has a cache beside all else.
+#[test]
+fn a_cache_is_reckoned_with() {
+    let args = "generate -q --ar -l 30 --batch 4 --device simt";
+    let args: Vec<&str> = args.split(' ').collect();
+    let [ample, scarce] = ["8000000000", "9500000"].map(|bytes| {
+        let output = lacuna(&args, &[("LACUNA_SIMT_MEMORY", bytes)]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    });
+    assert_eq!(ample, scarce);
+    let says = "tokens at a time fit: lower --batch or --length";
+    fails(&args, &[("LACUNA_SIMT_MEMORY", "8544000")], 7, says);
+}
+
 /// As many sequences are worked on at a time as there is room for, and the texts are the same.
 #[test]
 fn a_batch_is_cut_to_what_fits() {

@@ -335,3 +335,42 @@ fn logits_that_are_no_numbers_are_an_error() {
         assert_eq!(error.exit_code(), 5, "{order:?}: {error}");
     }
 }
+
+/// Token by token with a cache of keys and values: the CPU's tokens, a step that is one replay from the third on, and a
+/// wait for its draws.
+#[test]
+fn decoding_from_left_to_right_is_that_of_the_cpu() {
+    let requests: Vec<Request> = [(4, 12), (1, 9), (3, 12)]
+        .iter()
+        .enumerate()
+        .map(|(i, &(given, gap))| {
+            let prefix: Vec<u32> = (0..given).map(|p| 1 + 31 * p).collect();
+            let mut request = Request::new(Canvas::prefix(&prefix, gap));
+            (request.autoregressive, request.seed, request.temperature) = (true, 40 + i as u64, 0.9);
+            request.stop_at_eos = false;
+            request
+        })
+        .collect();
+    let limits = Limits { sequences: 3, tokens: 48 };
+    let mut cpu = Sampler::new(common::bundled(2), limits).unwrap();
+    let expected = cpu.generate_with(&requests, &mut ()).unwrap();
+    let mut sampler = Sampler::new(bundled(), limits).unwrap();
+    let before = counts(&sampler);
+    let got = sampler.generate_with(&requests, &mut ()).unwrap();
+    for (got, expected) in got.iter().zip(&expected) {
+        let (got, expected) = (got.as_ref().unwrap(), expected.as_ref().unwrap());
+        assert_eq!((&got.ids, got.nfe), (&expected.ids, expected.nfe));
+    }
+    // 9 steps of three sequences, then 3 of two. The prefixes, then one more, are asked for launch by launch; and one when
+    // a sequence has left.
+    let seen = counts(&sampler) - before;
+    assert_eq!((seen.replays, seen.downloads), (7 + 2, 12), "{seen:?}");
+    let mut half = requests[..1].to_vec();
+    half[0].canvas = Canvas::prefix(&[1], 12);
+    let before = counts(&sampler);
+    sampler.generate_with(&half, &mut ()).unwrap();
+    let seen = counts(&sampler) - before;
+    assert_eq!((seen.replays, seen.downloads), (11, 12), "{seen:?}");
+    let layers = sampler.model().config().layers as u64;
+    assert_eq!(seen.allocations, layers, "a cache a layer, and nothing a step: {seen:?}");
+}

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Denoise, Forward, Mask};
 use crate::config::ModelConfig;
 use crate::element::Dtype;
 use crate::error::Result;
-use crate::model::{Arena, ArenaSize, Batch, Model};
+use crate::model::{Arena, ArenaSize, Batch, KvCache, Model};
 use crate::sample::{
     Generation, Limits, MemoryPlan, Observer, PlainInput, PlainOptions, PlainOutput, Request, Sampler,
     plain_loop, planned,
@@ -32,8 +32,8 @@ pub trait Engine: Send + Sync {
     /// Rows of a forward pass up to which more sequences are taken in, as long as there are any.
     fn worthwhile_rows(&self) -> usize;
 
-    /// Whether there is room for a sampler within `limits`.
-    fn fits(&self, limits: Limits) -> bool;
+    /// Whether there is room for a sampler within `limits`, and for its cache where it decodes from left to right.
+    fn fits(&self, limits: Limits, left_to_right: bool) -> bool;
 
     /// A sampler with buffers for `limits`.
     ///
@@ -115,7 +115,9 @@ impl Held {
         requests: &[Request],
         most: Option<usize>,
     ) -> Result<&mut dyn Generate> {
-        let longest = requests.iter().map(|r| r.canvas.len()).max().unwrap_or(1).max(1);
+        let lengths = || requests.iter().map(|r| r.canvas.len().max(1));
+        let (shortest, longest) = (lengths().min().unwrap_or(1), lengths().max().unwrap_or(1));
+        let left_to_right = requests.iter().any(|r| r.autoregressive);
         let rows = engine.worthwhile_rows();
         let asked = Limits::for_requests(requests, most.unwrap_or((rows / longest).max(1)));
         let will_do = |held: &Kept| {
@@ -127,7 +129,7 @@ impl Held {
             Some(held) => held,
             // The one before has given its memory back by now.
             None => {
-                let limits = cut(asked, longest, |limits| engine.fits(limits));
+                let limits = cut(asked, shortest, longest, |limits| engine.fits(limits, left_to_right));
                 Kept { asked, limits, sampler: engine.sampler(limits)? }
             }
         };
@@ -135,9 +137,10 @@ impl Held {
     }
 }
 
-/// As many tokens at a time as fit, at most those of `asked`, and a sequence of `longest` in any case.
-fn cut(asked: Limits, longest: usize, fits: impl Fn(Limits) -> bool) -> Limits {
-    let with = |tokens: usize| Limits { tokens, sequences: asked.sequences.min(tokens) };
+/// As many tokens at a time as fit, at most those of `asked`, and a sequence of `longest` in any case; no more sequences than
+/// there can be of `shortest`.
+fn cut(asked: Limits, shortest: usize, longest: usize, fits: impl Fn(Limits) -> bool) -> Limits {
+    let with = |tokens: usize| Limits { tokens, sequences: asked.sequences.min((tokens / shortest).max(1)) };
     if fits(asked) || asked.tokens <= longest {
         return asked;
     }
@@ -208,10 +211,13 @@ impl<B: Forward + Denoise + Backend<Elem = f32>> Engine for Loaded<B> {
         self.model.backend().worthwhile_rows()
     }
 
-    fn fits(&self, limits: Limits) -> bool {
+    fn fits(&self, limits: Limits, left_to_right: bool) -> bool {
+        let backend = self.model.backend();
         // A tenth of a card is left for what is not counted: recordings, alignment.
-        let room = self.model.backend().free_memory().map_or(ON_THE_CPU, |free| u128::from(free) / 10 * 9);
-        MemoryPlan::new(&self.model, limits).of_generating() <= room
+        let room = backend.free_memory().map_or(ON_THE_CPU, |free| u128::from(free) / 10 * 9);
+        let cached = if left_to_right { limits.tokens } else { 0 };
+        let cache = KvCache::<B>::bytes(self.model.config(), cached, backend.number_bytes()[0]);
+        MemoryPlan::new(&self.model, limits).of_generating() + cache <= room
     }
 
     fn sampler(&self, limits: Limits) -> Result<Box<dyn Generate>> {
@@ -279,7 +285,7 @@ mod tests {
         let requests = |n: usize| vec![Request::new(Canvas::prefix(&[1], 120)); n];
         let bytes = |limits: Limits| MemoryPlan::on_card(&config, 0, Dtype::F32, limits).of_generating();
         let within = |room: u128, n: usize, most: usize| {
-            cut(Limits::for_requests(&requests(n), most), 121, |limits| bytes(limits) <= room)
+            cut(Limits::for_requests(&requests(n), most), 121, 121, |limits| bytes(limits) <= room)
         };
         const ROOM: u128 = 1 << 30;
         let few = within(ROOM, 100, 3);

@@ -25,8 +25,23 @@ impl<B: Backend> KvCache<B> {
             limit: "more than can be addressed".into(),
             hint: "decode fewer or shorter sequences at once".into(),
         })?;
+        let needed = Self::bytes(config, rows, backend.number_bytes()[0]);
+        if let Some(free) = backend.free_memory().filter(|&free| needed > u128::from(free)) {
+            let most = u128::from(free) * rows as u128 / needed.max(1);
+            return Err(Error::Memory {
+                what: format!("the KV cache for {rows} tokens"),
+                needed,
+                limit: format!("and {free} are free"),
+                hint: format!("{most} tokens at a time fit: lower --batch or --length"),
+            });
+        }
         let layers = (0..config.layers).map(|_| backend.alloc(len)).collect::<Result<_>>()?;
         Ok(Self { layers, rows })
+    }
+
+    /// Bytes of a cache for `rows` positions, with numbers of `number_bytes`.
+    pub fn bytes(config: &ModelConfig, rows: usize, number_bytes: usize) -> u128 {
+        config.layers as u128 * rows as u128 * (2 * config.kv_width() * number_bytes) as u128
     }
 
     /// Positions that there is room for.

@@ -31,6 +31,16 @@ impl<B: Forward> Model<B> {
     /// Like [`Model::forward`] with causal attention to what `cache` holds; the keys and values of
     /// the batch's tokens are added to it. Every sequence was pushed with [`Batch::push_cached`].
     pub fn forward_cached(&self, batch: &Batch, arena: &mut Arena<B>, cache: &mut KvCache<B>) -> Result<()> {
+        let mask = self.backend.mask(Mask::Causal)?;
+        let pass = self.load_cached(batch, arena)?;
+        self.pass(pass, arena, &mask, Some(cache))
+    }
+
+    /// Puts a batch with places in a cache into the arena's inputs.
+    ///
+    /// # Errors
+    /// Those of [`forward_cached`](Self::forward_cached).
+    pub(crate) fn load_cached(&self, batch: &Batch, arena: &mut Arena<B>) -> Result<Pass> {
         if batch.cache_rows.len() != batch.tokens() {
             return Err(Error::Shape {
                 op: "forward_cached",
@@ -39,9 +49,7 @@ impl<B: Forward> Model<B> {
                 got: batch.cache_rows.len(),
             });
         }
-        let mask = self.backend.mask(Mask::Causal)?;
-        let pass = self.load_batch(batch, arena)?;
-        self.pass(pass, arena, &mask, Some(cache))
+        self.load_batch(batch, arena)
     }
 
     /// Puts a batch into the arena's inputs.
@@ -60,9 +68,11 @@ impl<B: Forward> Model<B> {
         be.write_index(&mut inputs.ids, &batch.ids)?;
         be.write_index(&mut inputs.positions, &batch.positions)?;
         be.write_segments(&mut inputs.segments, &batch.segments)?;
-        be.write_index(&mut inputs.wanted, &batch.wanted)?;
-        be.write_index(&mut inputs.wanted_positions, &batch.wanted_positions)?;
-        be.write_segments(&mut inputs.wanted_segments, &batch.wanted_segments)?;
+        if pass.some {
+            be.write_index(&mut inputs.wanted, &batch.wanted)?;
+            be.write_index(&mut inputs.wanted_positions, &batch.wanted_positions)?;
+            be.write_segments(&mut inputs.wanted_segments, &batch.wanted_segments)?;
+        }
         if !batch.cache_rows.is_empty() {
             be.write_index(&mut inputs.cache_rows, &batch.cache_rows)?;
         }

@@ -66,7 +66,7 @@ impl<B: Forward> Model<B> {
 /// Parameters and draws of rows, for [`Model::draw`].
 pub struct Drawing<B: Unmask> {
     params: B::Index,
-    draws: B::Draws,
+    pub(crate) draws: B::Draws,
     words: Vec<u32>,
     rows: usize,
 }
@@ -99,6 +99,13 @@ impl<B: Forward + Unmask> Model<B> {
         drawing: &mut Drawing<B>,
         out: &mut [RowDraw],
     ) -> Result<()> {
+        self.load_params(params, drawing)?;
+        self.draw_loaded(params.len(), arena, drawing)?;
+        self.backend.read_draws(&drawing.draws, out)
+    }
+
+    /// Puts the parameters of rows where [`draw_loaded`](Self::draw_loaded) finds them.
+    pub(crate) fn load_params(&self, params: &[RowParams], drawing: &mut Drawing<B>) -> Result<()> {
         let rows = params.len();
         if rows > drawing.rows {
             return Err(Error::Shape {
@@ -112,9 +119,17 @@ impl<B: Forward + Unmask> Model<B> {
         for params in params {
             drawing.words.extend(unmask_words(self.config.vocab_size, params, RowNoise::Given)?);
         }
-        self.backend.write_index(&mut drawing.params, &drawing.words)?;
-        self.draw_rows(rows, arena, &drawing.params, &mut drawing.draws)?;
-        self.backend.read_draws(&drawing.draws, out)
+        self.backend.write_index(&mut drawing.params, &drawing.words)
+    }
+
+    /// Draws from each of the first `rows` wanted rows of the last pass; can be recorded.
+    pub(crate) fn draw_loaded(
+        &self,
+        rows: usize,
+        arena: &mut Arena<B>,
+        drawing: &mut Drawing<B>,
+    ) -> Result<()> {
+        self.draw_rows(rows, arena, &drawing.params, &mut drawing.draws)
     }
 
     /// Draws from each of the first `rows` wanted rows of the last pass by the words in `params`; can be recorded.

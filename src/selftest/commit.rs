@@ -130,7 +130,12 @@ struct OnDevice<D: Device> {
 impl<D: Device> OnDevice<D> {
     fn new(device: &D, host: &Host) -> Result<Self> {
         let u32s = |numbers: &[u32]| Buffer::of(device, Format::U32, numbers);
-        let f32s = |numbers: &[f32]| Buffer::of(device, Dtype::F32, numbers);
+        let mut draws = Draws::new(device, host.tokens.len())?;
+        draws.tokens.write(device, 0, &host.tokens)?;
+        draws.log_prob.write(device, 0, &host.log_prob)?;
+        draws.confidence.write(device, 0, &host.confidence)?;
+        draws.given_log_prob.write(device, 0, &host.given)?;
+        draws.flags.write(device, 0, &host.flags)?;
         let longest = host.need_starts.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
         Ok(Self {
             ids: u32s(&host.ids)?,
@@ -140,13 +145,7 @@ impl<D: Device> OnDevice<D> {
             steps: u32s(&host.steps)?,
             committed_at: u32s(&host.committed_at)?,
             record: Buffer::of(device, Dtype::F32, &host.record)?,
-            draws: Draws {
-                tokens: u32s(&host.tokens)?,
-                log_prob: f32s(&host.log_prob)?,
-                confidence: f32s(&host.confidence)?,
-                given_log_prob: f32s(&host.given)?,
-                flags: u32s(&host.flags)?,
-            },
+            draws,
             need_starts: u32s(&host.need_starts)?,
             needs: u32s(&host.needs)?,
             slots: u32s(&host.slots)?,

@@ -39,10 +39,12 @@ impl<D: Device> Unmask for Cuda<D> {
     }
 
     fn read_draws(&self, draws: &Draws<D>, out: &mut [RowDraw]) -> Result<()> {
-        let rows = out.len();
-        let mut words = vec![0_u32; rows];
-        draws.flags.read(&self.device, 0, &mut words)?;
-        if let Some((row, flag)) = words.iter().enumerate().find(|(_, flag)| **flag != 0) {
+        let (rows, room, words) = (out.len(), draws.tokens.len(), draws.read(&self.device)?);
+        if rows > room {
+            return Err(Error::Shape { op: "read_draws", what: "rows, at most", expected: room, got: rows });
+        }
+        let flags = &words[4 * room..][..rows];
+        if let Some((row, flag)) = flags.iter().enumerate().find(|(_, flag)| **flag != 0) {
             let found = match flag {
                 1 => "NaN or +inf",
                 2 => "no token that can be drawn (all are -inf or suppressed)",
@@ -56,15 +58,15 @@ impl<D: Device> Unmask for Cuda<D> {
                         .into(),
             });
         }
-        draws.tokens.read(&self.device, 0, &mut words)?;
-        out.iter_mut().zip(&words).for_each(|(out, &token)| out.token = token);
-        let mut numbers = vec![0.0_f32; rows];
-        draws.log_prob.read(&self.device, 0, &mut numbers)?;
-        out.iter_mut().zip(&numbers).for_each(|(out, &x)| out.log_prob = x);
-        draws.confidence.read(&self.device, 0, &mut numbers)?;
-        out.iter_mut().zip(&numbers).for_each(|(out, &x)| out.confidence = x);
-        draws.given_log_prob.read(&self.device, 0, &mut numbers)?;
-        out.iter_mut().zip(&numbers).for_each(|(out, &x)| out.given_log_prob = x);
+        for (row, out) in out.iter_mut().enumerate() {
+            let number = |part: usize| f32::from_bits(words[part * room + row]);
+            *out = RowDraw {
+                token: words[row],
+                log_prob: number(1),
+                confidence: number(2),
+                given_log_prob: number(3),
+            };
+        }
         Ok(())
     }
 }

@@ -168,6 +168,19 @@ impl<D: Device> Buffer<D> {
         Ok(Self { memory: Arc::clone(&self.memory), first_byte, format: self.format, len })
     }
 
+    /// [`share`](Self::share), of numbers of another format of the same size.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are not so many, or a number has another size.
+    pub(crate) fn share_as(&self, format: impl Into<Format>, at: usize, len: usize) -> Result<Self> {
+        let (format, shared) = (format.into(), self.share(at, len)?);
+        if format.size() != shared.format.size() {
+            let (expected, got) = (shared.format.size(), format.size());
+            return Err(Error::Shape { op: "share", what: "bytes of a number", expected, got });
+        }
+        Ok(Self { format, ..shared })
+    }
+
     /// A copy of numbers in their own format (`u32`, `f32`, `half::bf16`, ...).
     ///
     /// # Errors

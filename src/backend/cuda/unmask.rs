@@ -25,6 +25,8 @@ pub struct Draws<D: Device> {
     /// U32: 0 drawn, 1 a logit is NaN or +inf, 2 all logits are -inf or suppressed, 3 the parameters in device memory
     /// are out of range.
     pub flags: Buffer<D>,
+    /// The memory of all five, one behind the other.
+    together: Buffer<D>,
 }
 
 impl<D: Device> Draws<D> {
@@ -33,13 +35,24 @@ impl<D: Device> Draws<D> {
     /// # Errors
     /// [`Error::Memory`].
     pub fn new(device: &D, rows: usize) -> Result<Self> {
+        let together = Buffer::new(device, Format::U32, product("draws", "numbers", rows, 5)?)?;
         Ok(Self {
-            tokens: Buffer::new(device, Format::U32, rows)?,
-            log_prob: Buffer::new(device, Dtype::F32, rows)?,
-            confidence: Buffer::new(device, Dtype::F32, rows)?,
-            given_log_prob: Buffer::new(device, Dtype::F32, rows)?,
-            flags: Buffer::new(device, Format::U32, rows)?,
+            tokens: together.share(0, rows)?,
+            log_prob: together.share_as(Dtype::F32, rows, rows)?,
+            confidence: together.share_as(Dtype::F32, 2 * rows, rows)?,
+            given_log_prob: together.share_as(Dtype::F32, 3 * rows, rows)?,
+            flags: together.share(4 * rows, rows)?,
+            together,
         })
+    }
+
+    /// The bits of all numbers, by one copy: tokens, log probabilities, confidences, given log probabilities and flags of as many
+    /// rows as there is room for.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn read(&self, device: &D) -> Result<Vec<u32>> {
+        self.together.to_vec(device)
     }
 }
 
@@ -61,6 +74,7 @@ impl<D: Device> Draws<D> {
             confidence: self.confidence.share(at, rows)?,
             given_log_prob: self.given_log_prob.share(at, rows)?,
             flags: self.flags.share(at, rows)?,
+            together: self.together.share(0, self.together.len())?,
         })
     }
 }
