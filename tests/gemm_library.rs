@@ -238,6 +238,20 @@ fn what_is_said_of_a_library_that_will_not_do() {
     ] {
         refused(dir.path(), &[("LACUNA_CUBLASLT", named), ("STANDIN", wrong)], &generate, 8, words);
     }
+    // Of those that the loader finds, the newest that will do.
+    for (version, source) in [("13", driver), ("12", &library)] {
+        std::fs::copy(source, dir.path().join(format!("libcublasLt.so.{version}"))).expect("copied");
+    }
+    let (code, _, err) = support::lacuna(dir.path(), &[], &[&generate[..], &["-v"]].concat());
+    assert!(code == 0 && err.contains("products by cuBLASLt 13.1.2"), "{err}");
+    std::fs::remove_file(dir.path().join("libcublasLt.so.12")).expect("removed");
+    refused(
+        dir.path(),
+        &[],
+        &generate,
+        8,
+        "libcublasLt.so.13: it has no cublasLtCreate; libcublasLt.so.12: ",
+    );
     // On a card it is looked for by itself; where it was named it has to do, and otherwise our kernels do.
     if driver::built_in().next().is_some() {
         let card = ["generate", "--device", "cuda", "-l", "4"];

@@ -4,6 +4,7 @@
 //! missing and take a status that they do not know for one that they do.
 
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 
 use cudarc::cublaslt::sys;
 use libloading::Library;
@@ -52,22 +53,22 @@ macro_rules! functions {
             $(pub $name: unsafe extern "C" fn($($argument),*) -> Status,)*
             pub version: unsafe extern "C" fn() -> usize,
             status_name: Option<unsafe extern "C" fn(Status) -> *const c_char>,
-            /// Keeps them loaded.
+            /// Never unloaded: what it has put into a context may be there as long as the process.
             #[cfg_attr(not(feature = "simt"), expect(dead_code))]
-            pub library: Library,
+            pub library: ManuallyDrop<Library>,
         }
 
         impl Api {
             /// # Errors
             /// What is missing.
             pub fn of(library: Library) -> std::result::Result<Self, String> {
-                // SAFETY: the types are those of the functions in cublasLt.h, and `library` is kept as long as they are.
+                // SAFETY: the types are those of the functions in cublasLt.h, and `library` stays loaded.
                 unsafe {
                     Ok(Self {
                         $($name: *library.get($symbol).map_err(|_| lacks($symbol))?,)*
                         version: *library.get(b"cublasLtGetVersion").map_err(|_| lacks(b"cublasLtGetVersion"))?,
                         status_name: library.get(b"cublasLtGetStatusName").ok().map(|f| *f),
-                        library,
+                        library: ManuallyDrop::new(library),
                     })
                 }
             }
@@ -105,11 +106,11 @@ fn lacks(symbol: &[u8]) -> String {
 }
 
 impl Api {
-    /// The library that is named by [`VARIABLE`], or the newest that the loader knows.
+    /// The library that is named by [`VARIABLE`], or the newest that the loader knows and that starts, and a handle.
     ///
     /// # Errors
     /// What was looked for, and why it would not do.
-    pub fn find() -> std::result::Result<Self, String> {
+    pub fn open() -> std::result::Result<(Self, Object), String> {
         let named = std::env::var_os(VARIABLE).filter(|name| !name.is_empty());
         if named.as_ref().is_some_and(|name| name == "none") {
             return Err(format!("switched off by {VARIABLE}=none"));
@@ -121,12 +122,22 @@ impl Api {
         let mut reasons = Vec::new();
         for name in names {
             // SAFETY: loading runs the library's initialisers, which is what it is loaded for.
-            match unsafe { Library::new(&name) }.map_err(|e| reason(&e)).and_then(Api::of) {
-                Ok(api) => return Ok(api),
+            let loaded = unsafe { Library::new(&name) }.map_err(|e| reason(&e)).and_then(Api::of);
+            match loaded.and_then(Self::start) {
+                Ok(started) => return Ok(started),
                 Err(reason) => reasons.push(format!("{}: {reason}", name.display())),
             }
         }
         Err(reasons.join("; "))
+    }
+
+    fn start(self) -> std::result::Result<(Self, Object), String> {
+        let mut handle: Object = std::ptr::null_mut();
+        // SAFETY: writes a handle.
+        match unsafe { (self.create)(&raw mut handle) }.ok() {
+            Ok(()) => Ok((self, handle)),
+            Err(status) => Err(format!("it does not start: {}", self.name(status))),
+        }
     }
 
     pub fn name(&self, status: Status) -> String {

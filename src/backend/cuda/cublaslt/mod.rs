@@ -124,12 +124,7 @@ impl CublasLt {
                 "install it (pip: nvidia-cublas), name its file in {VARIABLE}, or use --gemm own (docs/engine.md)"
             ),
         };
-        let api = Api::find().map_err(lack)?;
-        let mut handle: Object = std::ptr::null_mut();
-        // SAFETY: writes a handle.
-        if let Err(status) = unsafe { (api.create)(&raw mut handle) }.ok() {
-            return Err(lack(format!("it does not start: {}", api.name(status))));
-        }
+        let (api, handle) = Api::open().map_err(lack)?;
         let (label, plans) = (label.to_owned(), Mutex::default());
         Ok(Self { api, handle, workspace: (0, 0), stream, label, plans })
     }
