@@ -247,7 +247,8 @@ part_sanitizer() {
       line "$file" sanitizer "\"tool\": \"$tool\", \"error\": \"no time left\""
       continue
     fi
-    boxed "$seconds" "$sanitizer" --tool "$tool" --error-exitcode 99 \
+    # Our kernels only: what NVIDIA's library does is not ours to mend.
+    boxed "$seconds" env LACUNA_CUBLASLT=none "$sanitizer" --tool "$tool" --error-exitcode 99 \
       "$lacuna" selftest --device cuda --quick >"$out/3-$tool.txt" 2>&1
     code=$?
     case "$code" in 8 | 99) wrong=1 ;; esac
