@@ -65,19 +65,16 @@ fn the_library_passes_the_self_test() {
 fn a_library_that_has_no_algorithm_leaves_it_to_our_kernels() {
     let Some(dir) = stand_in() else { return };
     let library = library(dir.path());
+    // "greedy" wants more memory than it is given, for everything; "silent" finds nothing for rows that are not aligned to 4 bytes.
+    let generate = |gemm: &str| {
+        let environment = [("LACUNA_CUBLASLT", library.as_str()), ("STANDIN", "greedy")];
+        let args = ["generate", "--device", "simt", "--dtype", "bf16", "-l", "9", "-T", "3", "--gemm", gemm];
+        let (code, text, err) = support::lacuna(dir.path(), &environment, &args);
+        assert_eq!(code, 0, "{err}");
+        text
+    };
+    assert_eq!(generate("cublaslt"), generate("own"));
     for wrong in ["silent", "greedy"] {
-        let environment = [("LACUNA_CUBLASLT", library.as_str()), ("STANDIN", wrong)];
-        let args =
-            ["generate", "--device", "simt", "--dtype", "bf16", "--gemm", "cublaslt", "-l", "9", "-T", "3"];
-        let (code, with, err) = support::lacuna(dir.path(), &environment, &args);
-        assert_eq!(code, 0, "{err}");
-        let args = ["generate", "--device", "simt", "--dtype", "bf16", "--gemm", "own", "-l", "9", "-T", "3"];
-        let (code, own, err) = support::lacuna(dir.path(), &environment, &args);
-        assert_eq!(code, 0, "{err}");
-        // Alignments of 4 bytes and more are all there is in a model; "silent" is for those below.
-        if wrong == "greedy" {
-            assert_eq!(with, own);
-        }
         run(dir.path(), "what_is_left_to_our_kernels", &[("STANDIN", wrong)]);
     }
     let args = ["selftest", "--device", "simt", "--quick", "--filter", "library_nt_f16"];

@@ -131,11 +131,13 @@ fn engine(args: &DeviceArgs, weights: Weights<'_>, context: &Context) -> Result<
     }
 }
 
-/// With the matrix library, if it is wanted.
+/// With the matrix library, if it is wanted. Of itself it is looked for in 16 bits on a card; for the SIMT machine there is none
+/// but that of the tests.
 fn with_gemm<D: Device>(cuda: Cuda<D>, args: &DeviceArgs) -> Result<Cuda<D>> {
+    let looked_for = cuda.dtype() != Dtype::F32 && cuda.device().facts().driver.is_some();
     match args.gemm {
         GemmName::Own => Ok(cuda),
-        GemmName::Auto if cuda.dtype() == Dtype::F32 => Ok(cuda),
+        GemmName::Auto if !looked_for => Ok(cuda),
         GemmName::CublasLt => cuda.with_library(),
         GemmName::Auto => match cuda.clone().with_library() {
             Err(error) if library_is_named() => Err(error),
@@ -167,11 +169,7 @@ fn simt(dtype: Dtype, args: &DeviceArgs, weights: Weights<'_>, context: &Context
     let limits =
         Limits { memory: number("LACUNA_SIMT_MEMORY")?, lose_after: number("LACUNA_SIMT_LOSE_AFTER")? };
     let machine = Simt::with_limits(Options { seed: 0, check: false }, limits);
-    let mut cuda = Cuda::with_dtype(machine, dtype);
-    // There is no library for it but that of the tests.
-    if args.gemm == GemmName::CublasLt {
-        cuda = cuda.with_library()?;
-    }
+    let cuda = with_gemm(Cuda::with_dtype(machine, dtype), args)?;
     let (device, gemm) = (format!("host SIMT machine, {dtype}{}", by(&cuda)), cuda.library());
     load_on(cuda, device, gemm, args, weights, context)
 }
@@ -226,18 +224,12 @@ pub fn kernels(
             "bench kernels times a card's kernels: give --device cuda (the CPU's are timed by cargo bench)",
         )),
         Place::Cuda(ordinal) => {
-            let cuda = for_kernels(Card::open(ordinal)?, args)?;
+            let cuda = with_gemm(Cuda::new(Card::open(ordinal)?), args)?;
             let name = cuda.device().facts().name.clone();
             profile::kernels(&cuda, filter, quick, |t| each(&name, t))
         }
         Place::Simt => simt_kernels(args, filter, quick, each),
     }
-}
-
-/// Our own kernels, unless the library is asked for.
-fn for_kernels<D: Device>(device: D, args: &DeviceArgs) -> Result<Cuda<D>> {
-    let cuda = Cuda::new(device);
-    if args.gemm == GemmName::CublasLt { cuda.with_library() } else { Ok(cuda) }
 }
 
 #[cfg(feature = "simt")]
@@ -249,7 +241,7 @@ fn simt_kernels(
 ) -> Result<()> {
     use crate::backend::cuda::simt::{Options, Simt};
 
-    let cuda = for_kernels(Simt::new(Options { seed: 0, check: false }), args)?;
+    let cuda = with_gemm(Cuda::new(Simt::new(Options { seed: 0, check: false })), args)?;
     let name = cuda.device().facts().name.clone();
     profile::kernels(&cuda, filter, quick, |t| each(&name, t))
 }

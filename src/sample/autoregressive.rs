@@ -177,7 +177,7 @@ impl<B: Forward + Denoise> Sampler<B> {
                 keys: longest,
                 k_rows: rows,
             };
-            let again = recorded.is_of(pass);
+            let again = recorded.follows(pass);
             if again && recorded.recording.is_none() {
                 be.bound_segments(&mut arena.inputs().segments, bounds)?;
                 recorded.recording = be.record(|| step(&model, pass, arena, &mask, &mut cache, drawing))?;
@@ -216,8 +216,8 @@ struct Recorded<B: Backend> {
 }
 
 impl<B: Backend> Recorded<B> {
-    /// Whether this step is as the one before. Sequences only leave, so it is if as many are left.
-    fn is_of(&mut self, pass: Pass) -> bool {
+    /// Takes note of the next step. Whether it is as the one before; sequences only leave, so it is if as many are left.
+    fn follows(&mut self, pass: Pass) -> bool {
         let sequences = if pass.tokens == pass.rows { pass.rows } else { 0 };
         let again = sequences > 0 && sequences == self.sequences;
         if !again {

@@ -52,6 +52,22 @@ struct Product {
 }
 
 impl Product {
+    /// Whole buffers of the given sizes, and nothing but the product.
+    const fn plain(dtype: Dtype, layout: Layout, (rows, columns, inputs): (usize, usize, usize)) -> Self {
+        Self {
+            dtype,
+            layout,
+            rows,
+            columns,
+            inputs,
+            tile: None,
+            placement: Placement::Dense,
+            epilogue: (false, None, false),
+            widened: false,
+            library: false,
+        }
+    }
+
     /// As in `7 x 64 x 130, Dense, bias`: rows, inputs and columns, and what else matters.
     fn words(&self) -> String {
         let Product { rows, inputs, columns, placement, .. } = self;
@@ -85,7 +101,7 @@ pub fn library_cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
     );
     let kinds = kinds().filter(|&(dtype, _)| dtype != Dtype::F32);
     let mut cases = Vec::new();
-    for (turn, ((dtype, layout), &(rows, columns, inputs))) in
+    for (turn, ((dtype, layout), &sizes)) in
         kinds.flat_map(|kind| shapes.iter().map(move |shape| (kind, shape))).enumerate()
     {
         for i in 0..3 {
@@ -100,9 +116,8 @@ pub fn library_cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
             ][(turn + 2 * i) % 6];
             let placement = [Placement::Dense, Placement::Aligned][(turn + i) % 2];
             let widened = !epilogue.0 && (turn + i) % 3 == 0;
-            let (tile, library) = (None, true);
-            let p =
-                Product { dtype, layout, rows, columns, inputs, tile, placement, epilogue, widened, library };
+            let plain = Product::plain(dtype, layout, sizes);
+            let p = Product { placement, epilogue, widened, library: true, ..plain };
             let name = format!("library_{}_{dtype}", if layout == Layout::OutIn { "nt" } else { "nn" });
             cases.push(Case::new("library", name, p.words(), move |rig: &Rig<'_, D>| product(rig, p)));
         }
@@ -137,42 +152,20 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
             product(rig, p)
         }));
     };
-    let (mut turn, library) = (0, false);
+    let mut turn = 0;
     for (dtype, layout) in kinds() {
-        for &(rows, columns, inputs) in &shapes {
+        let plain = |sizes| Product::plain(dtype, layout, sizes);
+        for &sizes in &shapes {
             turn += 1;
             let tile = (turn % 6 != 0).then(|| TILES[turn % 5]);
             let placement = [Placement::Dense, Placement::Aligned, Placement::Odd][turn % 3];
             let (epilogue, widened) = (EPILOGUES[turn % 7], turn % 4 == 0);
-            add(Product {
-                dtype,
-                layout,
-                rows,
-                columns,
-                inputs,
-                tile,
-                placement,
-                epilogue,
-                widened,
-                library,
-            });
+            add(Product { tile, placement, epilogue, widened, ..plain(sizes) });
         }
         // More slices of k than buffers in the ring.
         for (i, tile) in TILES.into_iter().enumerate().filter(|&(i, _)| i == 0 || dtype != Dtype::F32) {
-            let (rows, columns, inputs) = if tile == Tile::Few { (2, 40, 648) } else { (5, 72, 200) };
-            let (tile, placement, epilogue) = (Some(tile), Placement::Dense, EPILOGUES[i]);
-            add(Product {
-                dtype,
-                layout,
-                rows,
-                columns,
-                inputs,
-                tile,
-                placement,
-                epilogue,
-                widened: false,
-                library,
-            });
+            let sizes = if tile == Tile::Few { (2, 40, 648) } else { (5, 72, 200) };
+            add(Product { tile: Some(tile), epilogue: EPILOGUES[i], ..plain(sizes) });
         }
         // Every end of a tile, on small ones.
         for (i, epilogue) in EPILOGUES.into_iter().enumerate().filter(|_| grid == Grid::Full) {
@@ -183,19 +176,7 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
                 (Placement::Odd, true),
             ] {
                 let tile = Some(TILES[i % 2]);
-                let (rows, columns, inputs) = (18, 40, 24);
-                add(Product {
-                    dtype,
-                    layout,
-                    rows,
-                    columns,
-                    inputs,
-                    tile,
-                    placement,
-                    epilogue,
-                    widened,
-                    library,
-                });
+                add(Product { tile, placement, epilogue, widened, ..plain((18, 40, 24)) });
             }
         }
     }

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use lacuna::Error;
+use lacuna::backend::cpu::Cpu;
 use lacuna::io::{ModelFiles, SpecialId};
+use lacuna::model::{LoadOptions, Model, layout};
 use serde_json::{Value, json};
 
 use super::support::{TOKENIZER, f32s, folder, gpt2, llama, safetensors, with, write};
@@ -268,4 +270,36 @@ fn cache_folders_carry_the_models_name() {
         std::fs::copy(dir.path().join(file), snapshot.join(file)).unwrap();
     }
     assert_eq!(ModelFiles::open(Path::new(&snapshot)).unwrap().name, "org/tiny");
+}
+
+/// Every number that a network uses is looked at when it is loaded, whatever parameter it is of.
+#[test]
+fn no_parameter_is_left_unchecked() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+    for (name, least) in [("gpt2-tiny", 28), ("llama-tiny", 20)] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |file: &str| folder.path().join(file);
+        std::fs::copy(golden.join(name).join("config.json"), at("config.json")).unwrap();
+        let whole = std::fs::read(golden.join(name).join("model.safetensors")).unwrap();
+        std::fs::write(at("model.safetensors"), &whole).unwrap();
+        let files = ModelFiles::open(folder.path()).unwrap();
+        let entries = layout(&files.config, &files.checkpoint).unwrap().entries;
+        assert!(entries.len() >= least, "{name}: {} parameters", entries.len());
+        drop(files);
+        let (header, tensors) = safetensors::SafeTensors::read_metadata(&whole).unwrap();
+        for entry in entries {
+            let (start, end) = tensors.info(&entry.tensor).unwrap().data_offsets;
+            let last = header + 8 + end - entry.dtype.size();
+            assert!(last >= header + 8 + start);
+            let mut damaged = whole.clone();
+            damaged[last..header + 8 + end].fill(0xff);
+            std::fs::write(at("model.safetensors"), damaged).unwrap();
+            let files = ModelFiles::open(folder.path()).unwrap();
+            let cpu = Cpu::<f32>::new(None).unwrap();
+            let load = Model::load(cpu, &files, LoadOptions::default());
+            let Err(error) = load else { panic!("{name}: {} was not looked at", entry.tensor) };
+            assert_eq!(error.exit_code(), 5, "{error}");
+            assert!(error.to_string().contains(&entry.tensor), "{error}");
+        }
+    }
 }
