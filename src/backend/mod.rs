@@ -1,19 +1,23 @@
 //! The seam between the model and the machine it runs on: buffers, and the fused operations on
-//! them ([`Forward`], [`Unmask`]). It is not a tensor type: buffers are flat, and every operation
+//! them ([`Forward`], [`Unmask`]; for training [`Backward`], [`Optimise`]). It is not a tensor type: buffers are flat, and every operation
 //! takes its dimensions as integers. A model is generic over [`Backend`] and statically
 //! dispatched.
 
+mod backward;
 pub mod cpu;
 pub mod cuda;
 mod denoise;
 mod forward;
+mod optim;
 mod unmask;
 
+pub use backward::{Attended, Backward, TokenWeight};
 pub use denoise::{
     Canvases, CanvasesSize, Denoise, DrawingWords, RANK_WORDS, RankWords, Stage, StepShape, THRESHOLD_WORDS,
     WANT_WORDS, Want, WantKind, threshold_words,
 };
 pub use forward::{Epilogue, Forward, HeadShape, Inputs, Mask, Rows, Segment, SegmentBounds};
+pub use optim::{AdamW, MomentFormat, Optimise, Trainable};
 pub use unmask::{
     Confidence, NO_TOKEN, NoiseAddress, RowDraw, RowNoise, RowParams, UNMASK_WORDS, Unmask, unmask_words,
 };

@@ -1,0 +1,95 @@
+//! The operations of an optimiser: parameters that can change, their moments, and a step of AdamW.
+
+use super::{Backend, Layout};
+use crate::element::{Dtype, StoredTensor};
+use crate::error::Result;
+use crate::rng::Rng;
+
+/// How the two moments of a parameter are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MomentFormat {
+    /// Eight bytes a parameter.
+    #[default]
+    F32,
+    /// Four bytes a parameter, rounded stochastically so that small changes are not lost (expected value kept).
+    Bf16,
+}
+
+/// A step of AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019) on one parameter:
+/// `p *= 1 - lr decay`, then with `g = scale grad`: `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
+/// `p -= lr / (1 - b1^step) m / (sqrt(v / (1 - b2^step)) + eps)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub lr: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    /// 0 for parameters that do not decay.
+    pub decay: f64,
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Factor on the gradient: clipping.
+    pub scale: f64,
+    /// For stochastic rounding: numbers are addressed by (parameter, step, element).
+    pub rng: Rng,
+    pub parameter: u32,
+}
+
+/// A parameter that is trained.
+pub enum Trainable<'a, B: Backend> {
+    Matrix(&'a mut B::Matrix),
+    /// Norm weights and biases, in the format of activations.
+    Vector(&'a mut B::Buffer),
+}
+
+/// The operations of an optimiser.
+pub trait Optimise: Backend {
+    /// Moments of one parameter, and its f32 master copy where the weight itself is narrower.
+    type State: Send + Sync;
+
+    /// As [`Backend::matrix`], in memory of its own that [`step`](Self::step) can change, in `dtype` (f32 or bf16).
+    fn trainable_matrix(&self, tensor: &StoredTensor, layout: Layout, dtype: Dtype) -> Result<Self::Matrix>;
+
+    /// Zero moments for a parameter. A weight in bf16 gets a master copy of its numbers.
+    fn state(&self, parameter: Trainable<'_, Self>, moments: MomentFormat) -> Result<Self::State>
+    where
+        Self: Sized;
+
+    /// Sum of squares of the first `len` numbers, in a fixed order; NaN or infinite where one of them is.
+    fn sum_of_squares(&self, x: &Self::Buffer, len: usize) -> Result<f64>;
+
+    /// One step of one parameter. The gradient is read, not changed.
+    fn step(
+        &self,
+        parameter: Trainable<'_, Self>,
+        gradient: &Self::Buffer,
+        state: &mut Self::State,
+        step: AdamW,
+    ) -> Result<()>
+    where
+        Self: Sized;
+
+    /// Copies a parameter to the host: its master copy where it has one. Little-endian f32, in stored orientation.
+    fn read_parameter(&self, parameter: Trainable<'_, Self>, state: Option<&Self::State>) -> Result<Vec<f32>>
+    where
+        Self: Sized;
+
+    /// Replaces a parameter's numbers (and the master copy).
+    fn write_parameter(
+        &self,
+        parameter: Trainable<'_, Self>,
+        state: Option<&mut Self::State>,
+        numbers: &[f32],
+    ) -> Result<()>
+    where
+        Self: Sized;
+
+    /// The two moments as bytes, little-endian, with the format they are in.
+    fn read_moments(&self, state: &Self::State) -> Result<(MomentFormat, [Vec<u8>; 2])>;
+
+    /// Replaces the moments by what [`read_moments`](Self::read_moments) gave.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) when sizes differ.
+    fn write_moments(&self, state: &mut Self::State, moments: [&[u8]; 2]) -> Result<()>;
+}
