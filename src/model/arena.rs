@@ -263,7 +263,7 @@ impl<B: Backend> Arena<B> {
 }
 
 /// cos | sin of the angle of every rotary pair at every position, `[positions, head_dim]`.
-fn rope_table<E: Element>(rope: &Rope, head_dim: usize, positions: usize) -> Vec<E> {
+pub(super) fn rope_table<E: Element>(rope: &Rope, head_dim: usize, positions: usize) -> Vec<E> {
     let frequencies = rope.frequencies(head_dim);
     let mut table = Vec::with_capacity(positions * head_dim);
     for p in 0..positions {

@@ -120,7 +120,7 @@ impl<B: Forward> Model<B> {
         norm(be, config, &params.norm, x, rows, &mut arena.hidden)
     }
 
-    fn check_ids(&self, batch: &Batch) -> Result<()> {
+    pub(super) fn check_ids(&self, batch: &Batch) -> Result<()> {
         let vocab = self.config.vocab_size;
         if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::Request(format!(
@@ -250,14 +250,14 @@ impl<B: Forward> Model<B> {
 
 /// Where q, k and v stand in a row of the packed q | k | v buffer.
 #[derive(Clone, Copy)]
-struct QkvColumns {
-    q: Rows,
-    k: Rows,
-    v: Rows,
+pub(super) struct QkvColumns {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
 }
 
 impl QkvColumns {
-    fn of(config: &ModelConfig) -> Self {
+    pub fn of(config: &ModelConfig) -> Self {
         let stride = config.qkv_width();
         let k = config.query_width();
         Self {
@@ -268,7 +268,7 @@ impl QkvColumns {
     }
 }
 
-fn head_shape(config: &ModelConfig) -> HeadShape {
+pub(super) fn head_shape(config: &ModelConfig) -> HeadShape {
     HeadShape {
         heads: config.heads,
         kv_heads: config.kv_heads,
@@ -277,7 +277,7 @@ fn head_shape(config: &ModelConfig) -> HeadShape {
     }
 }
 
-fn norm<B: Forward>(
+pub(super) fn norm<B: Forward>(
     be: &B,
     config: &ModelConfig,
     norm: &Norm<B>,

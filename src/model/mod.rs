@@ -3,18 +3,26 @@
 mod arena;
 mod cache;
 mod forward;
+mod gradients;
 mod head;
 mod names;
 mod params;
 mod synthetic;
+mod train_arena;
+mod train_back;
+mod train_pass;
+mod trainable;
 
 pub use arena::{Arena, ArenaSize, Batch};
 pub use cache::KvCache;
 pub(crate) use forward::Pass;
+pub use gradients::{Adapter, Adapters, Gradients, adapter_parameter, linear_of};
 pub use head::Drawing;
 pub use names::{Entry, Layout, NameScheme, layout, parameters_of};
 pub use params::{Layer, Linear, MemoryReport, Mlp, Norm, Parameters, Qkv};
 pub use synthetic::SyntheticShape;
+pub use train_arena::{TrainArena, TrainBatch, TrainSize};
+pub use train_pass::Learning;
 
 use std::sync::Arc;
 

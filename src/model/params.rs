@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::names::{Layout, layout, parameters_of, require};
 use super::synthetic::fill;
-use crate::backend::{self, Backend};
+use crate::backend::{self, Backend, Trainable};
 use crate::config::{Family, ModelConfig};
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
@@ -79,20 +79,70 @@ impl<B: Backend> Parameters<B> {
         checkpoint: &Checkpoint,
         check_finite: bool,
     ) -> Result<(Self, MemoryReport)> {
+        Self::load_with(backend, config, checkpoint, check_finite, None)
+    }
+
+    /// As [`load`](Self::load), each matrix taken by `take` where that gives one.
+    pub(super) fn load_with(
+        backend: &B,
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        check_finite: bool,
+        take: Option<&Take<'_, B>>,
+    ) -> Result<(Self, MemoryReport)> {
         let layout = layout(config, checkpoint)?;
         let tied = layout.tied;
         let parameters = layout.parameters;
-        Self::from_source(
-            backend,
-            config,
-            Source::Checkpoint { layout, checkpoint, check_finite },
-            parameters,
-            tied,
-        )
+        let source = Source::Checkpoint { layout, checkpoint, check_finite };
+        Self::from_source(backend, config, source, parameters, tied, take)
+    }
+
+    /// Every parameter with its name ([`Entry::parameter`](super::Entry)), to be changed.
+    pub fn each_mut(&mut self) -> Vec<(String, Trainable<'_, B>)> {
+        let mut all = vec![("embedding".to_owned(), Trainable::Matrix(&mut self.embedding))];
+        if let Some(positions) = &mut self.positions {
+            all.push(("positions".to_owned(), Trainable::Matrix(positions)));
+        }
+        for (n, layer) in self.layers.iter_mut().enumerate() {
+            let at = |p: &str| format!("layers.{n}.{p}");
+            let Layer { attention_norm, qkv, out, mlp_norm, mlp } = layer;
+            norm_mut(at("attention.norm"), attention_norm, &mut all);
+            match qkv {
+                Qkv::Fused(qkv) => linear_mut(at("attention.qkv"), qkv, &mut all),
+                Qkv::Split { q, k, v } => {
+                    linear_mut(at("attention.q"), q, &mut all);
+                    linear_mut(at("attention.k"), k, &mut all);
+                    linear_mut(at("attention.v"), v, &mut all);
+                }
+            }
+            linear_mut(at("attention.out"), out, &mut all);
+            norm_mut(at("mlp.norm"), mlp_norm, &mut all);
+            match mlp {
+                Mlp::Plain { up, down } => {
+                    linear_mut(at("mlp.up"), up, &mut all);
+                    linear_mut(at("mlp.down"), down, &mut all);
+                }
+                Mlp::Gated { gate, up, down } => {
+                    linear_mut(at("mlp.gate"), gate, &mut all);
+                    linear_mut(at("mlp.up"), up, &mut all);
+                    linear_mut(at("mlp.down"), down, &mut all);
+                }
+            }
+        }
+        norm_mut("norm".to_owned(), &mut self.norm, &mut all);
+        if let Some(head) = &mut self.head {
+            all.push(("head".to_owned(), Trainable::Matrix(head)));
+        }
+        all
     }
 
     /// Makes up weights from a seed.
-    pub(super) fn synthetic(backend: &B, config: &ModelConfig, seed: u64) -> Result<(Self, MemoryReport)> {
+    pub(super) fn synthetic(
+        backend: &B,
+        config: &ModelConfig,
+        seed: u64,
+        take: Option<&Take<'_, B>>,
+    ) -> Result<(Self, MemoryReport)> {
         let table = parameters_of(config);
         let parameters = table.iter().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
         let places = table.into_iter().enumerate().map(|(n, e)| (e.parameter, (n as u32, e.shape))).collect();
@@ -102,6 +152,7 @@ impl<B: Backend> Parameters<B> {
             Source::Synthetic { config, seed, places },
             parameters,
             config.tied,
+            take,
         )
     }
 
@@ -111,9 +162,10 @@ impl<B: Backend> Parameters<B> {
         source: Source<'_>,
         parameters: u64,
         tied: bool,
+        take: Option<&Take<'_, B>>,
     ) -> Result<(Self, MemoryReport)> {
         let report = MemoryReport { parameters, ..Default::default() };
-        let mut loader = Loader { backend, source, report };
+        let mut loader = Loader { backend, source, report, take };
         let embedding = loader.matrix("embedding", backend::Layout::OutIn)?;
         let (positions, layers) = match config.family {
             Family::Gpt2 => (
@@ -198,13 +250,48 @@ struct Loader<'a, B: Backend> {
     backend: &'a B,
     source: Source<'a>,
     report: MemoryReport,
+    take: Option<&'a Take<'a, B>>,
+}
+
+/// Takes a matrix in a way of its own; `None` for one that is taken as always.
+pub(super) type Take<'a, B> =
+    dyn Fn(&str, &StoredTensor, backend::Layout) -> Result<Option<<B as Backend>::Matrix>> + 'a;
+
+fn norm_mut<'a, B: Backend>(name: String, norm: &'a mut Norm<B>, all: &mut Vec<(String, Trainable<'a, B>)>) {
+    all.push((format!("{name}.weight"), Trainable::Vector(&mut norm.weight)));
+    if let Some(bias) = &mut norm.bias {
+        all.push((format!("{name}.bias"), Trainable::Vector(bias)));
+    }
+}
+
+fn linear_mut<'a, B: Backend>(
+    name: String,
+    linear: &'a mut Linear<B>,
+    all: &mut Vec<(String, Trainable<'a, B>)>,
+) {
+    all.push((format!("{name}.weight"), Trainable::Matrix(&mut linear.weight)));
+    if let Some(bias) = &mut linear.bias {
+        all.push((format!("{name}.bias"), Trainable::Vector(bias)));
+    }
 }
 
 impl<B: Backend> Loader<'_, B> {
+    fn taken(
+        &self,
+        parameter: &str,
+        tensor: &StoredTensor,
+        layout: backend::Layout,
+    ) -> Result<Option<B::Matrix>> {
+        self.take.map_or(Ok(None), |take| take(parameter, tensor, layout))
+    }
+
     fn matrix(&mut self, parameter: &str, layout: backend::Layout) -> Result<B::Matrix> {
         match self.source.expected(self.backend, parameter)? {
             Found::Stored(tensor) => {
-                let matrix = self.backend.matrix(&tensor, layout)?;
+                let matrix = match self.taken(parameter, &tensor, layout)? {
+                    Some(matrix) => matrix,
+                    None => self.backend.matrix(&tensor, layout)?,
+                };
                 let copied = self.backend.copied_bytes(&matrix) as u64;
                 self.report.copied_bytes += copied;
                 if copied == 0 {
@@ -213,7 +300,12 @@ impl<B: Backend> Loader<'_, B> {
                 Ok(matrix)
             }
             Found::Synthetic(tensor) => {
-                let matrix = self.backend.synthetic_matrix(&tensor, layout)?;
+                let stored = self.take.map(|_| tensor.stored(Dtype::F32)).transpose()?;
+                let taken = stored.map_or(Ok(None), |stored| self.taken(parameter, &stored, layout))?;
+                let matrix = match taken {
+                    Some(matrix) => matrix,
+                    None => self.backend.synthetic_matrix(&tensor, layout)?,
+                };
                 // What the backend holds in place is in memory all the same: there is no file.
                 let made = (tensor.count()? * Dtype::Bf16.size()) as u64;
                 self.report.copied_bytes += (self.backend.copied_bytes(&matrix) as u64).max(made);

@@ -155,7 +155,7 @@ impl<B: Backend> Model<B> {
     /// [`Error::Memory`] when it does not fit; those of the backend.
     pub fn synthetic(backend: B, shape: SyntheticShape, seed: u64) -> Result<Self> {
         let config = shape.config();
-        let (parameters, memory) = Parameters::synthetic(&backend, &config, seed)?;
+        let (parameters, memory) = Parameters::synthetic(&backend, &config, seed, None)?;
         let [mask, eos] = shape.ids();
         let id = |id: u32| Some(SpecialId { id, source: format!("shape {shape}") });
         let special = SpecialIds { mask: id(mask), bos: id(eos), eos: id(eos), sep: None, pad: None };

@@ -86,15 +86,15 @@ impl<E: CpuElement, const M: usize> Few<'_, E, M> {
     /// The rows of k and `NV` vectors of columns of `part` exist; `M` is the number of rows.
     #[inline(always)]
     unsafe fn direct<S: Simd<E>, const NV: usize>(&self, s: S, part: &Panel<E>) -> [[S::V; NV]; M] {
-        let Weight { start, dtype, k, row_bytes, .. } = self.0.weight;
+        let (Weight { start, dtype, row_bytes, .. }, stride) = (self.0.weight, self.0.x_stride);
         // SAFETY: the caller's promise; each arm has a constant dtype.
         unsafe {
             let a = self.0.x.as_ptr().add(part.from);
             let b = start.add(part.from * row_bytes + part.column * dtype.size());
             match dtype {
-                Dtype::F32 => tile_stored(s, part.k, a, k, Dtype::F32, b, row_bytes),
-                Dtype::F16 => tile_stored(s, part.k, a, k, Dtype::F16, b, row_bytes),
-                Dtype::Bf16 => tile_stored(s, part.k, a, k, Dtype::Bf16, b, row_bytes),
+                Dtype::F32 => tile_stored(s, part.k, a, stride, Dtype::F32, b, row_bytes),
+                Dtype::F16 => tile_stored(s, part.k, a, stride, Dtype::F16, b, row_bytes),
+                Dtype::Bf16 => tile_stored(s, part.k, a, stride, Dtype::Bf16, b, row_bytes),
             }
         }
     }
@@ -111,7 +111,7 @@ impl<E: CpuElement, const M: usize> Few<'_, E, M> {
         part: &Panel<E>,
         panel: &mut [E],
     ) -> [[S::V; NV]; M] {
-        let Block { weight, isa, .. } = self.0;
+        let Block { weight, isa, x_stride, .. } = self.0;
         let width = NV * S::LANES;
         let mut acc = [[s.splat(E::zero()); NV]; M];
         for at in (0..part.k).step_by(STRIP) {
@@ -126,7 +126,7 @@ impl<E: CpuElement, const M: usize> Few<'_, E, M> {
                 let (column, valid) = (part.column, part.valid);
                 E::dispatch(isa, Pack::new(weight, rows_of_k, column, valid, to, width, true));
                 let a = self.0.x.as_ptr().add(from + skip);
-                tile_onto(s, &mut acc, rows - skip, a, weight.k, panel.as_ptr().add(skip * width), width);
+                tile_onto(s, &mut acc, rows - skip, a, x_stride, panel.as_ptr().add(skip * width), width);
             }
         }
         acc

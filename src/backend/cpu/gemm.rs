@@ -85,6 +85,32 @@ pub(super) unsafe fn tile_stored<E: Element, S: Simd<E>, const M: usize, const N
     acc
 }
 
+/// As [`tile`], with `a` packed `[k, M]`: `sum_p a[p * M + i] * b[p * ldb + j]`.
+///
+/// # Safety
+/// `k * M` numbers can be read at `a`, and `NV * LANES` from each of `k` rows at `b`.
+#[inline(always)]
+pub(super) unsafe fn tile_packed<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
+    s: S,
+    k: usize,
+    a: *const E,
+    b: *const E,
+    ldb: usize,
+) -> [[S::V; NV]; M] {
+    let mut acc = [[s.splat(E::zero()); NV]; M];
+    for p in 0..k {
+        // SAFETY: `p < k`, rows below `M`, vectors below `NV`: within the caller's promise.
+        unsafe {
+            let mut columns = [s.splat(E::zero()); NV];
+            for (j, c) in columns.iter_mut().enumerate() {
+                *c = s.load(b.add(p * ldb + j * S::LANES));
+            }
+            step(s, &mut acc, a.add(p * M), 1, columns);
+        }
+    }
+    acc
+}
+
 /// One step of k of every chain.
 ///
 /// # Safety

@@ -68,8 +68,28 @@ impl<E: CpuElement> Cpu<E> {
         if rows == 0 || n == 0 {
             return Ok(());
         }
-        let x = &x.as_slice()[at..x_end];
+        self.product(
+            Product {
+                x: &x.as_slice()[at..x_end],
+                x_stride: k,
+                rows,
+                weight: Weight::new(weight, outputs.start),
+                columns: n,
+                bias: epilogue.bias.map(|b| &b.as_slice()[outputs]),
+                activation: epilogue.activation,
+                accumulate: epilogue.accumulate,
+            },
+            Shared::new(out.as_mut_slice()),
+            out_rows,
+        );
+        Ok(())
+    }
 
+    /// A matrix product, shared out over the pool. Shapes were checked: `x` holds `rows` rows of `weight.k` numbers
+    /// `x_stride` apart, the columns exist, and `out_rows` places as many rows of `columns` numbers apart in `out`.
+    pub(super) fn product(&self, of: Product<'_, E>, out: Shared<'_, E>, out_rows: Rows) {
+        let Product { x, x_stride, rows, weight, columns: n, .. } = of;
+        let k = weight.k;
         let units = Cut::new(n, UNIT).parts;
         let row_blocks = Cut::new(rows, ROW_BLOCK);
         // Packing a weight costs about as much as eight rows of multiplications.
@@ -77,7 +97,6 @@ impl<E: CpuElement> Cpu<E> {
         let wanted = (work / MIN_WORK).clamp(1, 16 * self.threads()).div_ceil(row_blocks.parts);
         let groups = Cut::new(units, units.div_ceil(wanted.min(units)));
         let tile_rows = self.dispatch(TileRows);
-        let shared = Shared::new(out.as_mut_slice());
         self.for_each_with_scratch(row_blocks.parts * groups.parts, true, |task, scratch| {
             // Neighbouring tasks read the same weights.
             let (group, block) = (task / row_blocks.parts, task % row_blocks.parts);
@@ -85,14 +104,15 @@ impl<E: CpuElement> Cpu<E> {
             let columns = UNIT * groups.start(group)..(UNIT * groups.start(group + 1)).min(n);
             let part = Block {
                 isa: self.shared.isa,
-                x: &x[first * k..end * k],
+                x: &x[first * x_stride..(end - 1) * x_stride + k],
+                x_stride,
                 rows: end - first,
-                weight: Weight::new(weight, outputs.start),
+                weight,
                 columns,
-                bias: epilogue.bias.map(|b| &b.as_slice()[outputs.clone()]),
-                activation: epilogue.activation,
-                accumulate: epilogue.accumulate,
-                out: shared.at(out_rows.at + first * out_rows.stride),
+                bias: of.bias,
+                activation: of.activation,
+                accumulate: of.accumulate,
+                out: out.at(out_rows.at + first * out_rows.stride),
                 stride: out_rows.stride,
                 scratch,
             };
@@ -102,8 +122,22 @@ impl<E: CpuElement> Cpu<E> {
                 self.dispatch(part);
             }
         });
-        Ok(())
     }
+}
+
+/// What is multiplied, and what happens to it.
+pub(super) struct Product<'a, E> {
+    /// From the first row on.
+    pub x: &'a [E],
+    pub x_stride: usize,
+    pub rows: usize,
+    pub weight: Weight,
+    /// Columns of the product.
+    pub columns: usize,
+    /// A number for each column.
+    pub bias: Option<&'a [E]>,
+    pub activation: Option<Activation>,
+    pub accumulate: bool,
 }
 
 /// The height of a tile on this machine.
@@ -121,8 +155,9 @@ impl<E: Element> Kernel<E> for TileRows {
 /// One task: some rows by some columns.
 pub(super) struct Block<'a, E> {
     pub isa: Isa,
-    /// `[rows, k]`.
+    /// `[rows, k]`, rows `x_stride` apart.
     pub x: &'a [E],
+    pub x_stride: usize,
     pub rows: usize,
     pub weight: Weight,
     pub columns: Range<usize>,
@@ -255,12 +290,12 @@ impl<E: CpuElement> Block<'_, E> {
     /// As [`panel`](Self::panel); rows `row .. row + M` exist.
     #[inline(always)]
     unsafe fn tile<S: Simd<E>, const M: usize, const NV: usize>(&self, s: S, part: &Panel<E>, row: usize) {
-        let k = self.weight.k;
+        let stride = self.x_stride;
         // SAFETY: `x` has `M` rows of `k` numbers from `row` on, of which `part.from ..` plus
         // `part.k` exist; the panel is `[part.k, part.width]` with `NV` vectors a row.
         unsafe {
-            let a = self.x.as_ptr().add(row * k + part.from);
-            let acc = tile::<E, S, M, NV>(s, part.k, a, k, part.start, NV * S::LANES);
+            let a = self.x.as_ptr().add(row * stride + part.from);
+            let acc = tile::<E, S, M, NV>(s, part.k, a, stride, part.start, NV * S::LANES);
             self.finish(s, acc, part, row);
         }
     }

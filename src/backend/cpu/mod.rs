@@ -16,6 +16,7 @@ mod gemm;
 mod head;
 mod mask;
 mod matmul;
+mod matmul_bwd;
 mod norm;
 mod rope;
 mod simd;

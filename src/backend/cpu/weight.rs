@@ -17,6 +17,11 @@ pub(super) struct Weight {
     pub row_bytes: usize,
 }
 
+// SAFETY: it is only read through, like the `&Matrix` that it is made of and that outlives the operation.
+unsafe impl Send for Weight {}
+// SAFETY: as above.
+unsafe impl Sync for Weight {}
+
 impl Weight {
     /// The columns of `matrix` from `first` on.
     pub fn new(matrix: &Matrix, first: usize) -> Self {
@@ -28,6 +33,16 @@ impl Weight {
         let start = matrix.tensor().bytes().as_ptr().wrapping_add(first * column * dtype.size());
         let (k, row_bytes) = (matrix.inputs(), row * dtype.size());
         Weight { start, dtype, layout: matrix.layout(), k, row_bytes }
+    }
+
+    /// The transpose of the columns `outputs` of `matrix`: k is their number.
+    pub fn transposed(matrix: &Matrix, outputs: std::ops::Range<usize>) -> Self {
+        let Weight { start, dtype, layout, row_bytes, .. } = Self::new(matrix, outputs.start);
+        let layout = match layout {
+            Layout::OutIn => Layout::InOut,
+            Layout::InOut => Layout::OutIn,
+        };
+        Weight { start, dtype, layout, k: outputs.len(), row_bytes }
     }
 }
 
