@@ -29,6 +29,23 @@ pub fn cpu(args: &DeviceArgs) -> Result<Cpu<f32>> {
     Cpu::new(args.threads)
 }
 
+/// What training runs on. The kernels of backward passes exist for the CPU.
+///
+/// # Errors
+/// [`Error::Request`] for another device; those of [`cpu`].
+pub fn training(args: &DeviceArgs) -> Result<Cpu<f32>> {
+    match Place::named(&args.device)? {
+        Place::Cpu => {
+            check(args)?;
+            cpu(args)
+        }
+        Place::Simt | Place::Cuda(_) => Err(Error::request(format!(
+            "--device {}: training and its gradients run on the CPU only; leave --device out",
+            args.device
+        ))),
+    }
+}
+
 fn check_threads(args: &DeviceArgs) -> Result<()> {
     match args.threads {
         Some(n) if n.get() > MAX_THREADS => {

@@ -15,6 +15,7 @@ mod interrupt;
 mod marks;
 mod record;
 mod replay;
+mod replay_loss;
 mod run;
 mod sampling;
 mod selftest;

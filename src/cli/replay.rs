@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::args::DeviceArgs;
 use super::device;
 use super::engine::Engine;
-use super::{Context, terminal};
+use super::{Context, replay_loss, terminal};
 use crate::backend::Mask;
 use crate::error::{Error, Result};
 use crate::io::{AtomicFile, ModelFiles, is_same};
@@ -41,6 +41,16 @@ enum What {
     /// OUT.safetensors gets xt and x0 (i32, [T, B, L]), the input and the prediction of each forward, and
     /// final (i32, [B, L], or [B, L-1] with shift: position 0 is predicted by no row).
     Sample(SampleArgs),
+    /// The training loss of given masked tokens, and its gradient by every weight.
+    ///
+    /// IN.safetensors holds x0 and x_t (i32 or i64, [B, L]), the clean and the masked ids, and t (f32, [B]); optionally
+    /// masked (u8, [B, L], 1 = scored; by default every position whose x_t is the mask id), src_mask (u8, [B, L], 1 = given:
+    /// not counted by the NELBO), lens (i32 or i64, [B]) and attn_mask (u8, [L, L]; 1 = the query row may see the key
+    /// column; by default everything). The loss is sum over masked tokens of nll / t, divided by their number.
+    /// OUT.safetensors gets weighted, unweighted and nelbo (f32, [1]) and token_loss (f32, [B, L-1], column i belongs to
+    /// position i + 1; without shift [B, L]; 0 where nothing is scored); with --grads grad.NAME (f32), the gradient of weighted
+    /// by the checkpoint's tensor NAME, in the tensor's own orientation.
+    Loss(replay_loss::LossArgs),
 }
 
 /// Which keys a query sees.
@@ -51,18 +61,18 @@ enum Attention {
 }
 
 #[derive(Debug, ClapArgs)]
-struct Files {
+pub(super) struct Files {
     /// Model folder or Hugging Face id [default: the bundled model]
     #[arg(long, short, value_name = "DIR|ID", env = "LACUNA_MODEL")]
-    model: Option<String>,
+    pub(super) model: Option<String>,
     /// Inputs, a safetensors file
     #[arg(long, value_name = "IN.safetensors")]
-    input: PathBuf,
+    pub(super) input: PathBuf,
     /// Where the outputs go, a safetensors file
     #[arg(long, value_name = "OUT.safetensors")]
     output: PathBuf,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(super) device: DeviceArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -123,18 +133,19 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     match &args.what {
         What::Forward(args) => forward(args, context),
         What::Sample(args) => sample(args, context),
+        What::Loss(args) => replay_loss::run(args, context),
     }
 }
 
 /// A tensor of an input file, with its place for messages.
-struct Input<'a> {
+pub(super) struct Input<'a> {
     path: &'a Path,
     name: &'static str,
     view: TensorView<'a>,
 }
 
 impl<'a> Input<'a> {
-    fn find(path: &'a Path, file: &'a SafeTensors<'a>, name: &'static str) -> Result<Option<Self>> {
+    pub(super) fn find(path: &'a Path, file: &'a SafeTensors<'a>, name: &'static str) -> Result<Option<Self>> {
         match file.tensor(name) {
             Ok(view) => Ok(Some(Self { path, name, view })),
             Err(safetensors::SafeTensorError::TensorNotFound(_)) => Ok(None),
@@ -142,24 +153,24 @@ impl<'a> Input<'a> {
         }
     }
 
-    fn required(path: &'a Path, file: &'a SafeTensors<'a>, name: &'static str) -> Result<Self> {
+    pub(super) fn required(path: &'a Path, file: &'a SafeTensors<'a>, name: &'static str) -> Result<Self> {
         Self::find(path, file, name)?
             .ok_or_else(|| malformed(path, name, "to be in the file", "no tensor of that name"))
     }
 
-    fn wrong(&self, expected: impl std::fmt::Display) -> Error {
+    pub(super) fn wrong(&self, expected: impl std::fmt::Display) -> Error {
         malformed(self.path, self.name, expected, format!("{:?} {:?}", self.view.dtype(), self.view.shape()))
     }
 
-    fn matrix(&self) -> Result<[usize; 2]> {
+    pub(super) fn matrix(&self) -> Result<[usize; 2]> {
         self.view.shape().try_into().map_err(|_| self.wrong("a tensor of shape [B, L]"))
     }
 
-    fn expect_shape(&self, shape: &[usize]) -> Result<()> {
+    pub(super) fn expect_shape(&self, shape: &[usize]) -> Result<()> {
         if self.view.shape() == shape { Ok(()) } else { Err(self.wrong(format!("shape {shape:?}"))) }
     }
 
-    fn integers(&self) -> Result<Vec<i64>> {
+    pub(super) fn integers(&self) -> Result<Vec<i64>> {
         let data = self.view.data();
         match self.view.dtype() {
             Dtype::I32 => {
@@ -170,19 +181,19 @@ impl<'a> Input<'a> {
         }
     }
 
-    fn ids(&self) -> Result<Vec<u32>> {
+    pub(super) fn ids(&self) -> Result<Vec<u32>> {
         let id = |v: i64| u32::try_from(v).map_err(|_| malformed(self.path, self.name, "token ids", v));
         self.integers()?.into_iter().map(id).collect()
     }
 
-    fn flags(&self) -> Result<Vec<u8>> {
+    pub(super) fn flags(&self) -> Result<Vec<u8>> {
         match self.view.dtype() {
             Dtype::U8 | Dtype::BOOL => Ok(self.view.data().to_vec()),
             _ => Err(self.wrong("u8")),
         }
     }
 
-    fn floats(&self) -> Result<Vec<f32>> {
+    pub(super) fn floats(&self) -> Result<Vec<f32>> {
         match self.view.dtype() {
             Dtype::F32 => {
                 Ok(self.view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
@@ -192,7 +203,7 @@ impl<'a> Input<'a> {
     }
 }
 
-fn malformed(
+pub(super) fn malformed(
     path: &Path,
     what: &str,
     expected: impl std::fmt::Display,
@@ -206,16 +217,27 @@ fn malformed(
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::io("read", path, e))
 }
 
-fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
+pub(super) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
     SafeTensors::deserialize(bytes).map_err(|e| malformed(path, "header", "a safetensors file", e))
 }
 
+/// The lengths of `b` rows of `l` positions: `lens`, or all whole.
+pub(super) fn lengths(path: &Path, file: &SafeTensors<'_>, b: usize, l: usize) -> Result<Vec<usize>> {
+    let Some(lens) = Input::find(path, file, "lens")? else { return Ok(vec![l; b]) };
+    lens.expect_shape(&[b])?;
+    let inside = |v: i64| {
+        let len = usize::try_from(v).ok().filter(|&n| n <= l);
+        len.ok_or_else(|| malformed(path, "lens", format!("lengths from 0 to {l}"), v))
+    };
+    lens.integers()?.into_iter().map(inside).collect()
+}
+
 /// Finds out before the work whether the output can be written.
-fn probe(files: &Files) -> Result<()> {
+pub(super) fn probe(files: &Files) -> Result<()> {
     if is_same(&files.input, &files.output) {
         return Err(Error::request(format!(
             "{} is the input: it would be lost; write to another file",
@@ -226,7 +248,7 @@ fn probe(files: &Files) -> Result<()> {
 }
 
 /// Writes little-endian tensors, whole or not at all.
-fn write(files: &Files, context: &Context, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<()> {
+pub(super) fn write(files: &Files, context: &Context, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<()> {
     let path = files.output.as_path();
     let mut views = HashMap::new();
     for (name, dtype, shape, bytes) in tensors {
@@ -271,19 +293,7 @@ fn forward(args: &ForwardArgs, context: &Context) -> Result<()> {
     let x = Input::required(path, &file, "x")?;
     let [b, l] = x.matrix()?;
     let ids = x.ids()?;
-    let lens = match Input::find(path, &file, "lens")? {
-        None => vec![l; b],
-        Some(lens) => {
-            lens.expect_shape(&[b])?;
-            let inside = |v: i64| {
-                usize::try_from(v)
-                    .ok()
-                    .filter(|&n| n <= l)
-                    .ok_or_else(|| malformed(path, "lens", format!("lengths from 0 to {l}"), v))
-            };
-            lens.integers()?.into_iter().map(inside).collect::<Result<_>>()?
-        }
-    };
+    let lens = lengths(path, &file, b, l)?;
     let allow = match Input::find(path, &file, "attn_mask")? {
         None => None,
         Some(mask) => {

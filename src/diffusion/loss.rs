@@ -38,6 +38,14 @@ impl Loss {
         self.maskable += maskable;
     }
 
+    /// Adds the sums of another batch.
+    pub fn merge(&mut self, other: &Loss) {
+        self.weighted += other.weighted;
+        self.unweighted += other.unweighted;
+        self.masked += other.masked;
+        self.maskable += other.maskable;
+    }
+
     /// `sum over sequences of (1 / t) sum nll`, divided by `norm` over the whole batch; 0 when
     /// there is nothing to divide by.
     pub fn weighted(&self, norm: LossNorm) -> f64 {

@@ -1,5 +1,5 @@
 //! Reads the vectors in `tests/fixtures/golden`, made by an independent PyTorch implementation
-//! and trimmed by `tools/trim_golden.py`. Each folder's `cases.json` says what a tensor means.
+//! copied whole. Each folder's `cases.json` says what a tensor means.
 #![allow(dead_code)] // each test target uses its own part of this
 
 use std::path::PathBuf;
