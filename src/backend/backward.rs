@@ -114,7 +114,13 @@ pub trait Backward: Forward {
     ) -> Result<()>;
 
     /// `out[i] = activation(x[i])` for `len` numbers.
-    fn activation(&self, kind: Activation, x: &Self::Buffer, len: usize, out: &mut Self::Buffer) -> Result<()>;
+    fn activation(
+        &self,
+        kind: Activation,
+        x: &Self::Buffer,
+        len: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
 
     /// `d[i] = d[i] activation'(x[i])` for `len` numbers, in place.
     fn activation_backward(

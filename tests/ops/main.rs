@@ -7,6 +7,7 @@ mod head;
 mod matmul;
 mod naive;
 mod norm;
+mod optim;
 mod rope;
 mod support;
 mod unmask;

@@ -126,8 +126,8 @@ impl<E: Element> Kernel<E> for Embed<'_, E> {
     fn run<S: Simd<E>>(self, s: S) {
         let width = self.width;
         let row = |matrix: &Matrix, i: u32| -> (Dtype, *const u8) {
-            let dtype = matrix.tensor().dtype();
-            (dtype, matrix.tensor().bytes().as_ptr().wrapping_add(i as usize * width * dtype.size()))
+            let dtype = matrix.dtype();
+            (dtype, matrix.bytes().as_ptr().wrapping_add(i as usize * width * dtype.size()))
         };
         for (t, &id) in self.ids.iter().enumerate() {
             let (dtype, from) = row(self.table, id);

@@ -18,6 +18,7 @@ mod mask;
 mod matmul;
 mod matmul_bwd;
 mod norm;
+mod optim;
 mod rope;
 mod simd;
 pub mod unmask;
@@ -30,12 +31,13 @@ use rayon::prelude::*;
 
 pub use buffer::Buffer;
 pub use mask::OwnedMask;
+pub use optim::OptimState;
 pub use simd::{CpuElement, SimdLevel};
 use simd::{Isa, Kernel};
 use unmask::UnmaskElement;
 
 use super::{Backend, Layout, Mask, Segment, SegmentBounds};
-use crate::element::StoredTensor;
+use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
 
 /// Most threads of a pool: far more than any machine has a use for.
@@ -159,10 +161,10 @@ impl<E: CpuElement> Cpu<E> {
     }
 }
 
-/// A weight in its stored dtype and layout, in place in the file map.
-#[derive(Clone, Debug)]
+/// A weight in its stored dtype and layout: in place in the file map, or in memory of its own.
+#[derive(Debug)]
 pub struct Matrix {
-    tensor: StoredTensor,
+    storage: Storage,
     layout: Layout,
     inputs: usize,
     outputs: usize,
@@ -183,10 +185,45 @@ impl Matrix {
         self.layout
     }
 
-    /// The stored numbers.
-    pub fn tensor(&self) -> &StoredTensor {
-        &self.tensor
+    /// The format of the stored numbers.
+    #[inline]
+    pub fn dtype(&self) -> Dtype {
+        match &self.storage {
+            Storage::Stored(tensor) => tensor.dtype(),
+            Storage::F32(_) => Dtype::F32,
+            Storage::Bf16(_) => Dtype::Bf16,
+        }
     }
+
+    /// The stored numbers, little-endian and row-major; `[outputs, inputs]` or `[inputs, outputs]` by layout.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Stored(tensor) => tensor.bytes(),
+            Storage::F32(numbers) => bytemuck::cast_slice(numbers.as_slice()),
+            Storage::Bf16(numbers) => bytemuck::cast_slice(numbers.as_slice()),
+        }
+    }
+}
+
+/// Where the numbers of a weight are. Those in memory of its own are little-endian, as in a file.
+#[derive(Debug)]
+enum Storage {
+    Stored(StoredTensor),
+    F32(Buffer<f32>),
+    Bf16(Buffer<u16>),
+}
+
+/// Inputs and outputs of a weight of this shape.
+fn sides(op: &'static str, tensor: &StoredTensor, layout: Layout) -> Result<(usize, usize)> {
+    let &[rows, columns] = tensor.shape() else {
+        let got = tensor.shape().len();
+        return Err(Error::Shape { op, what: "dimensions of a weight", expected: 2, got });
+    };
+    Ok(match layout {
+        Layout::OutIn => (columns, rows),
+        Layout::InOut => (rows, columns),
+    })
 }
 
 /// Copies `src` to the start of `dst`.
@@ -260,15 +297,8 @@ impl<E: CpuElement> Backend for Cpu<E> {
     }
 
     fn matrix(&self, tensor: &StoredTensor, layout: Layout) -> Result<Matrix> {
-        let &[rows, columns] = tensor.shape() else {
-            let got = tensor.shape().len();
-            return Err(Error::Shape { op: "matrix", what: "dimensions of a weight", expected: 2, got });
-        };
-        let (outputs, inputs) = match layout {
-            Layout::OutIn => (rows, columns),
-            Layout::InOut => (columns, rows),
-        };
-        Ok(Matrix { tensor: tensor.clone(), layout, inputs, outputs })
+        let (inputs, outputs) = sides("matrix", tensor, layout)?;
+        Ok(Matrix { storage: Storage::Stored(tensor.clone()), layout, inputs, outputs })
     }
 
     fn vector(&self, tensor: &StoredTensor) -> Result<Buffer<E>> {
@@ -279,8 +309,11 @@ impl<E: CpuElement> Backend for Cpu<E> {
         Ok(buffer)
     }
 
-    fn copied_bytes(&self, _matrix: &Matrix) -> usize {
-        0
+    fn copied_bytes(&self, matrix: &Matrix) -> usize {
+        match &matrix.storage {
+            Storage::Stored(_) => 0,
+            Storage::F32(_) | Storage::Bf16(_) => matrix.bytes().len(),
+        }
     }
 
     fn alloc_segments(&self, sequences: usize) -> Result<Vec<Segment>> {

@@ -25,12 +25,12 @@ unsafe impl Sync for Weight {}
 impl Weight {
     /// The columns of `matrix` from `first` on.
     pub fn new(matrix: &Matrix, first: usize) -> Self {
-        let dtype = matrix.tensor().dtype();
+        let dtype = matrix.dtype();
         let (row, column) = match matrix.layout() {
             Layout::OutIn => (matrix.inputs(), matrix.inputs()),
             Layout::InOut => (matrix.outputs(), 1),
         };
-        let start = matrix.tensor().bytes().as_ptr().wrapping_add(first * column * dtype.size());
+        let start = matrix.bytes().as_ptr().wrapping_add(first * column * dtype.size());
         let (k, row_bytes) = (matrix.inputs(), row * dtype.size());
         Weight { start, dtype, layout: matrix.layout(), k, row_bytes }
     }

@@ -54,6 +54,7 @@ impl Simd<f32> for Avx2 {
         min(a, b) = _mm256_min_ps;
         fma(a, b, c) = _mm256_fmadd_ps;
         abs(a) = abs8;
+        sqrt(a) = _mm256_sqrt_ps;
         where_negative(x, a, b) = where_negative8;
     }
 

@@ -44,6 +44,7 @@ impl Simd<f32> for Avx512 {
         min(a, b) = _mm512_min_ps;
         fma(a, b, c) = _mm512_fmadd_ps;
         abs(a) = _mm512_abs_ps;
+        sqrt(a) = _mm512_sqrt_ps;
     }
 
     #[inline(always)]

@@ -161,6 +161,8 @@ pub trait Simd<E>: Copy {
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn abs(self, a: Self::V) -> Self::V;
+    /// Correctly rounded, as `div` is.
+    fn sqrt(self, a: Self::V) -> Self::V;
     /// Lane i of `a` where bit i of `bits` is set, else of `b`.
     fn select(self, bits: u32, a: Self::V, b: Self::V) -> Self::V;
     /// Lanes of `a` where `x` is negative (sign bit of a number, -0 excluded), else of `b`.

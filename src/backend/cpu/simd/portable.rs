@@ -52,6 +52,10 @@ macro_rules! portable {
                 std::array::from_fn(|i| a[i].abs())
             }
             #[inline(always)]
+            fn sqrt(self, a: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i].sqrt())
+            }
+            #[inline(always)]
             fn select(self, bits: u32, a: Self::V, b: Self::V) -> Self::V {
                 std::array::from_fn(|i| if bits >> i & 1 != 0 { a[i] } else { b[i] })
             }
