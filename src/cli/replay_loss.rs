@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::model::{Gradients, Learning, LoadOptions, Model, TrainArena, TrainSize, layout};
 use crate::train::batch::{Objective, Prepared, TimeWeight};
-use crate::train::data::Example;
+use crate::train::Example;
 
 #[derive(Debug, ClapArgs)]
 pub struct LossArgs {

@@ -66,6 +66,18 @@ impl Loss {
         self.weighted(LossNorm::MaskableTokens)
     }
 
+    /// The standard error of [`nelbo`](Self::nelbo) over the sequences `parts` that it is the sum of, by the residuals
+    /// of a ratio of sums (Cochran, "Sampling techniques", section 6.4); 0 for fewer than two.
+    pub fn standard_error(&self, parts: &[Loss]) -> f64 {
+        let n = parts.len() as f64;
+        if parts.len() < 2 || self.maskable == 0 {
+            return 0.0;
+        }
+        let mean = self.nelbo();
+        let squares: f64 = parts.iter().map(|p| (p.weighted - mean * p.maskable as f64).powi(2)).sum();
+        (squares / (n - 1.0) * n).sqrt() / self.maskable as f64
+    }
+
     /// Tokens that were scored.
     pub fn masked(&self) -> usize {
         self.masked

@@ -52,6 +52,7 @@ impl<E: CpuElement> Cpu<E> {
         q_pos: &Buffer<u32>,
         mask: Mask<'_>,
         out: &mut Buffer<E>,
+        log_sum: Option<&mut Buffer<E>>,
     ) -> Result<()> {
         const OP: &str = "attention";
         let HeadShape { heads, kv_heads, head_dim, .. } = shape;
@@ -85,9 +86,13 @@ impl<E: CpuElement> Cpu<E> {
         for (i, s) in segments.iter().enumerate().filter(|(_, s)| s.q_len > 0) {
             mask::check(mask, i, s, &q_pos[s.q_start..s.q_start + s.q_len])?;
         }
+        if let Some(log_sum) = &log_sum {
+            check::at_least(OP, "log_sum", check::product(OP, "log_sum", q_rows, heads)?, log_sum.len())?;
+        }
         if longest == 0 {
             return Ok(());
         }
+        let log_sums = log_sum.map(|log_sum| Shared::new(log_sum.as_mut_slice()));
 
         // A task is some query heads of one key/value head, by some queries of one segment.
         let group = heads / kv_heads;
@@ -129,6 +134,8 @@ impl<E: CpuElement> Cpu<E> {
                 mask,
                 out: shared.at(row * width + first_head * head_dim),
                 out_stride: width,
+                log_sum: log_sums.as_ref().map(|log_sums| log_sums.at(row * heads + first_head)),
+                log_sum_stride: heads,
                 scratch,
             });
         });
@@ -166,6 +173,9 @@ struct Task<'a, E> {
     /// Row of the first query, column of the first head.
     out: *mut E,
     out_stride: usize,
+    /// Row of the first query, first head; where the logarithms of the sums are wanted.
+    log_sum: Option<*mut E>,
+    log_sum_stride: usize,
     scratch: &'a mut [E],
 }
 
@@ -244,6 +254,10 @@ impl<E: Element> Kernel<E> for Task<'_, E> {
         for row in 0..rows {
             let total = state.total[row];
             let inverse = if total == E::zero() { E::zero() } else { E::one() / total };
+            if let Some(log_sum) = self.log_sum {
+                // SAFETY: row `row % count`, head `row / count` is this task's alone, and exists.
+                unsafe { *log_sum.add(row % count * self.log_sum_stride + row / count) = state.max[row] + total.ln() };
+            }
             let to = self.out.wrapping_add(row % count * self.out_stride + row / count * d);
             for i in (0..d).step_by(S::LANES) {
                 let n = S::LANES.min(d - i);

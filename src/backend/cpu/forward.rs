@@ -75,7 +75,7 @@ impl<E: CpuElement> Forward for Cpu<E> {
         mask: &OwnedMask,
         out: &mut Buffer<E>,
     ) -> Result<()> {
-        self.attention_impl(q, k, v, shape, segments, q_pos, mask.into(), out)
+        self.attention_impl(q, k, v, shape, segments, q_pos, mask.into(), out, None)
     }
 
     fn gather(

@@ -85,15 +85,16 @@ pub(super) unsafe fn tile_stored<E: Element, S: Simd<E>, const M: usize, const N
     acc
 }
 
-/// As [`tile`], with `a` packed `[k, M]`: `sum_p a[p * M + i] * b[p * ldb + j]`.
+/// As [`tile`], with `a` the other way round: `sum_p a[p * lda + i] * b[p * ldb + j]`.
 ///
 /// # Safety
-/// `k * M` numbers can be read at `a`, and `NV * LANES` from each of `k` rows at `b`.
+/// `M` numbers can be read from each of `k` rows at `a`, and `NV * LANES` from each of `k` rows at `b`.
 #[inline(always)]
-pub(super) unsafe fn tile_packed<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
+pub(super) unsafe fn tile_across<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
     s: S,
     k: usize,
     a: *const E,
+    lda: usize,
     b: *const E,
     ldb: usize,
 ) -> [[S::V; NV]; M] {
@@ -105,7 +106,7 @@ pub(super) unsafe fn tile_packed<E: Element, S: Simd<E>, const M: usize, const N
             for (j, c) in columns.iter_mut().enumerate() {
                 *c = s.load(b.add(p * ldb + j * S::LANES));
             }
-            step(s, &mut acc, a.add(p * M), 1, columns);
+            step(s, &mut acc, a.add(p * lda), 1, columns);
         }
     }
     acc

@@ -44,8 +44,8 @@ impl<E: CpuElement> Cpu<E> {
 }
 
 /// Maximum of a row, and the sum of `exp(x - maximum)`.
-struct LogSum<'a, E> {
-    row: &'a [E],
+pub(super) struct LogSum<'a, E> {
+    pub row: &'a [E],
 }
 
 impl<E: Element> Kernel<E> for LogSum<'_, E> {

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::buffer::Shared;
 use super::check;
-use super::gemm::{Cut, tile_packed, with_rows};
+use super::gemm::{Cut, tile_across, with_rows};
 use super::matmul::{KC, Product};
 use super::simd::{CpuElement, Kernel, Simd};
 use super::weight::Weight;
@@ -221,7 +221,7 @@ impl<E: Element> Kernel<E> for Outer<'_, E> {
 /// Adds a tile of products to `M` rows of `valid` numbers at `out`, `stride` apart.
 ///
 /// # Safety
-/// As [`tile_packed`] with panels of `NV` vectors; the numbers at `out` can be read and written.
+/// As [`tile_across`] with panels of `NV` vectors; the numbers at `out` can be read and written.
 #[inline(always)]
 unsafe fn add_tile<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
     s: S,
@@ -238,7 +238,7 @@ unsafe fn add_tile<E: Element, S: Simd<E>, const M: usize, const NV: usize>(
     }
     // SAFETY: the caller's promise.
     unsafe {
-        let acc = tile_packed::<E, S, M, NV>(s, k, strip, panel, NV * S::LANES);
+        let acc = tile_across::<E, S, M, NV>(s, k, strip, M, panel, NV * S::LANES);
         for (i, line) in acc.iter().enumerate() {
             for (j, v) in line.iter().enumerate() {
                 if j * S::LANES >= valid {

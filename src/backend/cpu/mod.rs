@@ -6,18 +6,24 @@
 
 mod activation;
 mod attention;
+mod attention_bwd;
+mod backward;
 mod buffer;
 mod check;
 mod denoise;
+mod elementwise;
 mod embedding;
+mod embedding_bwd;
 mod few;
 mod forward;
 mod gemm;
 mod head;
+mod head_bwd;
 mod mask;
 mod matmul;
 mod matmul_bwd;
 mod norm;
+mod norm_bwd;
 mod optim;
 mod rope;
 mod simd;

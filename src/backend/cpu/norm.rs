@@ -64,7 +64,7 @@ struct Norm<'a, E> {
 
 /// What is summed over a row.
 #[derive(Clone, Copy)]
-enum Term<V> {
+pub(super) enum Term<V> {
     /// x
     Value,
     /// (x - mean)^2
@@ -88,7 +88,7 @@ impl<V: Copy> Term<V> {
 
 /// Sum of a term over a row, in a fixed order.
 #[inline(always)]
-fn total<E: Element, S: Simd<E>>(s: S, row: &[E], term: Term<S::V>) -> E {
+pub(super) fn total<E: Element, S: Simd<E>>(s: S, row: &[E], term: Term<S::V>) -> E {
     let mut sums = [s.splat(E::zero()); 4];
     let mut chunks = row.chunks_exact(4 * S::LANES);
     for chunk in &mut chunks {

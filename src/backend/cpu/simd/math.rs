@@ -89,6 +89,43 @@ pub(in crate::backend::cpu) fn activate<E: Element, S: Simd<E>>(s: S, kind: Acti
     }
 }
 
+/// The derivative of the activation at each lane. With `f(x) = x s(u)` for a sigmoid s it is `s + x s (1 - s) u'`; GELU by
+/// erf has the normal distribution's `phi(x) + x phi'(x)`.
+#[inline(always)]
+pub(in crate::backend::cpu) fn activation_slope<E: Element, S: Simd<E>>(
+    s: S,
+    kind: Activation,
+    x: S::V,
+) -> S::V {
+    let (zero, one) = (s.splat(E::zero()), s.splat(E::one()));
+    // Of `u`, with its derivative by x.
+    let sigmoid = |u: S::V, slope: S::V| {
+        let y = s.div(one, s.add(one, s.exp(s.sub(zero, u))));
+        s.fma(s.mul(x, s.mul(y, s.sub(one, y))), slope, y)
+    };
+    match kind {
+        Activation::Silu => sigmoid(x, one),
+        Activation::GeluTanh => {
+            let c = (8.0 / std::f64::consts::PI).sqrt();
+            let square = s.mul(x, x);
+            let inner = s.fma(square, s.splat(E::from_f64(0.044715)), one);
+            let slope = s.fma(square, s.splat(E::from_f64(3.0 * 0.044715)), one);
+            let c = s.splat(E::from_f64(c));
+            // Far out the sigmoid is 0 or 1 and its slope 0, and a product of 0 and an infinite square must not be seen.
+            let slope = s.min(s.mul(slope, c), s.splat(E::from_f64(1e30)));
+            sigmoid(s.mul(s.mul(x, inner), c), slope)
+        }
+        Activation::GeluErf => {
+            let z = s.mul(s.abs(x), s.splat(E::from_f64(std::f64::consts::FRAC_1_SQRT_2)));
+            let half = s.mul(s.erfc(z), s.splat(E::from_f64(0.5)));
+            let phi = s.where_negative(x, half, s.sub(one, half));
+            let bell = s.exp(s.sub(zero, s.mul(z, z)));
+            let scale = 1.0 / (2.0 * std::f64::consts::PI).sqrt();
+            s.fma(s.mul(x, bell), s.splat(E::from_f64(scale)), phi)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{CpuElement, Isa, Kernel, Simd, SimdLevel};

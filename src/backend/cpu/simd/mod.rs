@@ -11,7 +11,7 @@ mod avx512;
 mod math;
 mod portable;
 
-pub(in crate::backend::cpu) use math::activate;
+pub(in crate::backend::cpu) use math::{activate, activation_slope};
 
 use crate::element::{Dtype, Element};
 
