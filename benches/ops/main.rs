@@ -9,6 +9,7 @@ mod embedding;
 mod head;
 mod matmul;
 mod norm;
+mod optim;
 mod support;
 mod unmask;
 
@@ -19,6 +20,7 @@ criterion::criterion_group!(
     attention::bench,
     head::bench,
     norm::bench,
+    optim::bench,
     activation::bench,
     unmask::bench,
     cuda::bench
