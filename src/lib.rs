@@ -44,6 +44,7 @@ pub mod sample;
 pub mod selftest;
 pub mod shift;
 pub mod synthetic;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use model::Model;

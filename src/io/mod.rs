@@ -13,6 +13,7 @@ mod output;
 pub mod safetensors;
 mod special;
 mod tokenizer;
+pub mod write_safetensors;
 
 pub use checkpoint::Checkpoint;
 pub use files::ModelFiles;
@@ -25,7 +26,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 /// Reads a whole file of at most `limit` bytes.
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
     use std::io::Read as _;
     let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
     let mut bytes = Vec::new();
