@@ -32,6 +32,7 @@ pub enum Purpose {
 }
 
 /// One 10-round Philox4x32 block.
+#[inline(always)]
 pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const M0: u64 = 0xD251_1F53;
     const M1: u64 = 0xCD9E_8D57;
@@ -48,26 +49,6 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
             (p0 >> 32) as u32 ^ counter[3] ^ key[1],
             p0 as u32,
         ];
-    }
-    counter
-}
-
-/// [`philox4x32_10`] of 16 counters side by side, word by word: the same numbers, in a form that compilers vectorise.
-#[inline(always)]
-fn philox4x32_10_wide(mut counter: [[u32; 16]; 4], mut key: [u32; 2]) -> [[u32; 16]; 4] {
-    for round in 0..10 {
-        if round > 0 {
-            key[0] = key[0].wrapping_add(0x9E37_79B9);
-            key[1] = key[1].wrapping_add(0xBB67_AE85);
-        }
-        for lane in 0..16 {
-            let p0 = 0xD251_1F53 * u64::from(counter[0][lane]);
-            let p1 = 0xCD9E_8D57 * u64::from(counter[2][lane]);
-            counter[0][lane] = (p1 >> 32) as u32 ^ counter[1][lane] ^ key[0];
-            counter[1][lane] = p1 as u32;
-            counter[2][lane] = (p0 >> 32) as u32 ^ counter[3][lane] ^ key[1];
-            counter[3][lane] = p0 as u32;
-        }
     }
     counter
 }
@@ -97,7 +78,15 @@ impl Rng {
         step: u32,
         positions: [u32; 16],
     ) -> [[u32; 16]; 4] {
-        philox4x32_10_wide([positions, [step; 16], [sequence; 16], [purpose as u32; 16]], self.key)
+        let mut wide = [[0; 16]; 4];
+        // One block after the other: compilers make vectors of this loop.
+        for (lane, position) in positions.into_iter().enumerate() {
+            let words = philox4x32_10([position, step, sequence, purpose as u32], self.key);
+            for (wide, word) in wide.iter_mut().zip(words) {
+                wide[lane] = word;
+            }
+        }
+        wide
     }
 
     /// A uniform number in [0, 1) with 24 bits.

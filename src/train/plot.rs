@@ -33,18 +33,32 @@ pub fn write(history: &History, path: &Path) -> Result<()> {
 
 type Point = (f64, f64);
 
-/// Losses that are finite, and a debiased exponential moving average of them.
+/// Losses that are finite, and a debiased exponential moving average of them. To the average a loss counts as no more
+/// than six times as far above the median as the 99th percentile, so that a spike does not drown the run.
 fn smoothed(training: &[(u64, f64)]) -> (Vec<Point>, Vec<Point>) {
     let finite: Vec<Point> =
         training.iter().filter(|(_, y)| y.is_finite()).map(|&(x, y)| (x as f64, y)).collect();
     let keep = 1.0 - 2.0 / (1.0 + (WINDOW * finite.len() as f64).max(5.0));
+    let quantile = quantiles(&finite);
+    let limit = quantile(0.5) + 6.0 * (quantile(0.99) - quantile(0.5));
     let (mut sum, mut weight) = (0.0, 0.0);
     let average = finite.iter().map(|&(x, y)| {
+        let y = y.min(limit);
         (sum, weight) = (keep * sum + (1.0 - keep) * y, keep * weight + (1.0 - keep));
         (x, sum / weight)
     });
     let average = average.collect();
     (finite, average)
+}
+
+/// What part `q` of the losses lies below; NaN without losses.
+fn quantiles(points: &[Point]) -> impl Fn(f64) -> f64 + use<> {
+    let mut sorted: Vec<f64> = points.iter().map(|p| p.1).collect();
+    sorted.sort_by(f64::total_cmp);
+    move |q| {
+        let at = (q * sorted.len().saturating_sub(1) as f64).round() as usize;
+        sorted.get(at).copied().unwrap_or(f64::NAN)
+    }
 }
 
 /// At most two points for each of [`PLACES`]: the lowest and the highest of those that fall together.
@@ -65,10 +79,8 @@ fn thinned(points: &[Point]) -> Vec<Point> {
 /// What the vertical axis shows: all of the average and of the validations, and the raw losses but for the outermost
 /// hundredths.
 fn range(raw: &[Point], average: &[Point], validation: &[(f64, f64, f64)]) -> (f64, f64) {
-    let mut sorted: Vec<f64> = raw.iter().map(|p| p.1).collect();
-    sorted.sort_by(f64::total_cmp);
-    let quantile = |q: f64| sorted.get((q * sorted.len().saturating_sub(1) as f64).round() as usize).copied();
-    let all = quantile(0.01).into_iter().chain(quantile(0.99)).chain(average.iter().map(|p| p.1));
+    let quantile = quantiles(raw);
+    let all = [quantile(0.01), quantile(0.99)].into_iter().chain(average.iter().map(|p| p.1));
     let all = all.chain(validation.iter().flat_map(|&(_, y, e)| [y - e, y + e]));
     let (low, high) =
         all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
@@ -249,6 +261,17 @@ mod tests {
         let (raw, average) = smoothed(&(0..100).map(|i| (i, 2.5)).collect::<Vec<_>>());
         assert_eq!((raw.len(), average.len()), (100, 100));
         assert!(average.iter().all(|p| (p.1 - 2.5).abs() < 1e-12));
+    }
+
+    #[test]
+    fn a_spike_does_not_drown_the_run() {
+        let (raw, average) = smoothed(&history(20_000).training);
+        let (low, high) = range(&raw, &average, &[]);
+        assert!(raw.iter().any(|p| p.1 == 1e9) && low < 2.5 && (7.0..12.0).contains(&high), "{low} {high}");
+        // What is no spike counts as it is, though it be large.
+        let (_, average) = smoothed(&[(1, 1.0), (2, 9.0), (3, 9.0)]);
+        assert_eq!(average[0].1, 1.0);
+        assert!(average[2].1 > 6.0, "{average:?}");
     }
 
     #[test]
