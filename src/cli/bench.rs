@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Context;
 use super::args::DeviceArgs;
+use super::bench_train::{self, TrainArgs};
 use super::device;
 use super::terminal::{note, println};
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ use crate::model::SyntheticShape;
 use crate::profile::{self, Timing, median};
 use crate::sample::{Canvas, Limits, Observer, Pace, Request, Step};
 
-/// Measure this machine: the denoising loop, or each kernel of a card.
+/// Measure this machine: the denoising loop, a training step, or each kernel of a card.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -35,6 +36,8 @@ enum What {
     ///
     /// Products are timed by our own kernels, and with --gemm cublaslt by that library.
     Kernels(Kernels),
+    /// A training step: forward, backward, clipping, AdamW, all in f32, on made-up tokens.
+    Train(TrainArgs),
 }
 
 const EXAMPLES: &str = "\
@@ -46,7 +49,8 @@ Examples:
   lacuna bench denoise                                     the bundled model on the CPU
   lacuna bench denoise --device cuda --shape diffugpt-s --length 512 --batch 32
   lacuna bench denoise --device cuda --shape diffullama-7b --ar --json
-  lacuna bench kernels --device cuda --filter attention";
+  lacuna bench kernels --device cuda --filter attention
+  lacuna bench train --shape diffugpt-s --batch 4 --length 128";
 
 #[derive(Debug, ClapArgs)]
 struct Denoise {
@@ -105,6 +109,7 @@ impl Args {
         match &self.what {
             What::Denoise(args) => args.json,
             What::Kernels(args) => args.json,
+            What::Train(args) => args.json,
         }
     }
 }
@@ -117,6 +122,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     match args.what {
         What::Denoise(args) => denoise(&args, context),
         What::Kernels(args) => kernels(&args, context),
+        What::Train(args) => bench_train::run(&args, context),
     }
 }
 

@@ -4,6 +4,7 @@
 mod args;
 mod batch;
 mod bench;
+mod bench_train;
 mod common;
 mod device;
 mod engine;
@@ -13,6 +14,7 @@ mod infill;
 mod inspect;
 mod interrupt;
 mod marks;
+mod merge;
 mod record;
 mod replay;
 mod replay_loss;
@@ -23,6 +25,7 @@ mod tally;
 mod terminal;
 mod tokenize;
 mod trace;
+// mod train;
 mod watch;
 
 use std::process::ExitCode;
@@ -35,7 +38,7 @@ use self::interrupt::Interrupt;
 use self::terminal::Terminal;
 use crate::error::{Error, Result};
 
-/// Runs masked diffusion language models: texts appear out of masks, many tokens a step
+/// Runs and trains masked diffusion language models: texts appear out of masks, many tokens a step
 #[derive(Parser, Debug)]
 #[command(name = "lacuna", version, arg_required_else_help = true, max_term_width = 100, after_help = AFTER)]
 struct Cli {
@@ -72,13 +75,15 @@ enum Command {
     Infill(Box<infill::Args>),
     /// Run many requests from JSON lines, each with parameters of its own
     Batch(Box<batch::Args>),
+    /// Add a low-rank adapter to the weights it was trained on
+    Merge(merge::Args),
     /// Show what a model's files hold, what of it is used, and what is odd
     Inspect(inspect::Args),
     /// Turn text into token ids, or ids into text
     Tokenize(tokenize::Args),
     /// Run explicit inputs, to compare with another implementation
     Replay(Box<replay::Args>),
-    /// Measure the denoising loop, or each kernel of a card
+    /// Measure the denoising loop, a training step, or each kernel of a card
     Bench(Box<bench::Args>),
     /// Test the kernels on this machine against the CPU
     Selftest(selftest::Args),
@@ -91,6 +96,7 @@ impl Command {
             Command::Generate(args) => args.output.json,
             Command::Infill(args) => args.output.json,
             Command::Batch(args) => args.json,
+            Command::Merge(_) => false,
             Command::Inspect(args) => args.json,
             Command::Tokenize(args) => args.json,
             Command::Replay(args) => args.json(),
@@ -165,6 +171,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Generate(args) => generate::run(*args, context),
         Command::Infill(args) => infill::run(*args, context),
         Command::Batch(args) => batch::run(*args, context),
+        Command::Merge(args) => merge::run(&args, context),
         Command::Inspect(args) => inspect::run(args, context),
         Command::Tokenize(args) => tokenize::run(args, context),
         Command::Replay(args) => replay::run(*args, context),
@@ -221,6 +228,15 @@ mod tests {
         {
             assert!(generate.iter().any(|f| f == name), "--{name} is gone");
         }
+        for command in ["adapt", "pretrain", "sft", "train-ar"] {
+            let flags = flags(command);
+            for name in "model data output batch length steps lr seed save-every resume threads device"
+                .split_whitespace()
+            {
+                assert!(flags.iter().any(|f| f == name), "{command} --{name} is gone");
+            }
+        }
+        assert!(flags("adapt").iter().any(|f| f == "anneal-steps"));
         let infill = flags("infill");
         for name in ["prefix", "suffix", "gap"] {
             assert!(infill.iter().any(|f| f == name), "--{name} is gone");

@@ -111,7 +111,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn empty(path: &Path) -> Self {
+    /// No tensors; `path` is named in errors.
+    pub fn empty(path: &Path) -> Self {
         Self {
             path: path.to_path_buf(),
             tensors: BTreeMap::new(),
@@ -192,6 +193,11 @@ impl Checkpoint {
     /// The tensor of that name, when it is there in a format that weights are read from.
     pub fn get(&self, name: &str) -> Option<&StoredTensor> {
         self.tensors.get(name)
+    }
+
+    /// Puts another tensor in place of one, in memory.
+    pub fn replace(&mut self, name: &str, tensor: StoredTensor) {
+        self.tensors.insert(name.to_owned(), tensor);
     }
 
     /// The tensor of that name.

@@ -85,6 +85,22 @@ impl ModelFiles {
     /// [`Error::Io`], [`Error::Config`], [`Error::Checkpoint`] or [`Error::Tokenizer`], naming
     /// the file that is missing or malformed.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_with(dir, true)
+    }
+
+    /// As [`find`](Self::find), for what needs the shape and the tokenizer alone: a folder without weights, or its
+    /// `config.json`, will do.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn find_shape(spec: Option<&str>) -> Result<Self> {
+        match spec.map(Path::new) {
+            Some(path) if path.exists() => Self::open_with(path, false),
+            _ => Self::find(spec),
+        }
+    }
+
+    fn open_with(dir: &Path, with_weights: bool) -> Result<Self> {
         let meta = std::fs::metadata(dir).map_err(|e| Error::io("open", dir, e))?;
         let weights = dir;
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -99,7 +115,8 @@ impl ModelFiles {
         let config = hf_config::from_object(&configs.config)?;
         let mut notes = Vec::new();
         let tokenizer = open_tokenizer(dir, configs.tokenizer.as_ref(), &mut notes)?;
-        let checkpoint = Checkpoint::open(weights)?;
+        let checkpoint =
+            if with_weights { Checkpoint::open(weights)? } else { Checkpoint::empty(&dir.join("config.json")) };
         Self::assemble(
             folder_name(dir),
             Some(dir.to_path_buf()),

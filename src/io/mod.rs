@@ -5,6 +5,7 @@
 
 mod bundled;
 pub mod checkpoint;
+mod companions;
 mod files;
 pub mod hf_config;
 pub mod hub;
@@ -20,6 +21,7 @@ pub use files::ModelFiles;
 pub use output::{AtomicFile, is_device, is_same};
 pub use special::{SpecialId, SpecialIds};
 pub use tokenizer::Tokenizer;
+pub use write_safetensors::{SafetensorsWriter, TensorSpec};
 
 use std::path::Path;
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::batch::{Objective, Prepared};
 use super::data::{Cursor, Example, Examples};
 use super::lr::Schedule;
-use crate::backend::{AdamW, Backend, Backward, Mask, MomentFormat, Optimise, TokenWeight, Trainable};
+use crate::backend::{AdamW, Backward, Mask, MomentFormat, Optimise, TokenWeight, Trainable};
 use crate::diffusion::anneal;
-use crate::diffusion::loss::{Loss, LossNorm};
+use crate::diffusion::loss::Loss;
 use crate::error::{Error, Result};
 use crate::model::{Adapters, Gradients, Learning, Model, TrainArena, TrainSize};
 use crate::rng::Rng;
@@ -46,6 +46,18 @@ pub struct Recipe {
     pub seed: u64,
 }
 
+/// What a learner trains, and in how much room.
+pub struct Shape {
+    /// Parameters with how many numbers each has; adapters not among them.
+    pub trained: Vec<(String, usize)>,
+    /// They are stored in bf16, beside a master copy.
+    pub narrow: bool,
+    /// Tokens of the longest sequence.
+    pub length: usize,
+    /// Keep the input of each layer only ([`TrainSize::checkpoint`]).
+    pub checkpoint: bool,
+}
+
 /// What came of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepReport {
@@ -70,20 +82,20 @@ pub struct Learner<B: Optimise + Backward> {
     pub(super) states: BTreeMap<String, B::State>,
     gradients: Gradients<B>,
     arena: TrainArena<B>,
+    /// Matrices are stored in bf16, beside a master copy.
+    pub(super) narrow: bool,
     /// Steps tried, skipped ones included: what schedules and annealing count.
     pub step: u64,
     /// Steps that changed the weights: what AdamW's bias correction counts.
     pub updates: u64,
     pub skipped: u64,
+    pub skipped_in_row: u64,
     pub cursor: Cursor,
     prepared: Prepared,
 }
 
-/// A parameter that is trained, and how many numbers it has.
-pub type Trained = Vec<(String, usize)>;
-
 impl<B: Optimise + Backward> Learner<B> {
-    /// Prepares to train the parameters of `trained` (and the adapters) of `model` on sequences of `length` tokens.
+    /// Prepares to train `model`, and the adapters.
     ///
     /// # Errors
     /// [`Error::Memory`] when gradients, moments or activations do not fit; [`Error::Request`] for a length beyond the
@@ -91,12 +103,11 @@ impl<B: Optimise + Backward> Learner<B> {
     pub fn new(
         mut model: Model<B>,
         mut adapters: Option<Adapters<B>>,
-        trained: &Trained,
+        shape: Shape,
         recipe: Recipe,
-        length: usize,
-        checkpoint: bool,
         cursor: Cursor,
     ) -> Result<Self> {
+        let Shape { trained, narrow, length, checkpoint } = shape;
         let backend = model.backend().clone();
         let tokens = recipe.batch.checked_mul(length).filter(|&n| u32::try_from(n).is_ok()).ok_or_else(|| {
             Error::request(format!("--batch {} of --length {length}: more than 2^32 tokens", recipe.batch))
@@ -104,7 +115,7 @@ impl<B: Optimise + Backward> Learner<B> {
         let rank = adapters.as_ref().map_or(0, |a| a.rank);
         let size = TrainSize { tokens, rows: tokens, length, checkpoint, rank };
         let arena = TrainArena::new(&backend, model.config(), size)?;
-        let mut named = trained.clone();
+        let mut named = trained;
         named.extend(adapters.iter().flat_map(Adapters::named));
         let gradients = Gradients::new(&backend, named.iter().cloned())?;
         let mut states = BTreeMap::new();
@@ -124,9 +135,11 @@ impl<B: Optimise + Backward> Learner<B> {
             states,
             gradients,
             arena,
+            narrow,
             step: 0,
             updates: 0,
             skipped: 0,
+            skipped_in_row: 0,
             cursor,
             prepared: Prepared::default(),
         })
@@ -143,26 +156,43 @@ impl<B: Optimise + Backward> Learner<B> {
     /// Those of the data and the backend. A loss or gradient that is not finite is no error: the step is skipped.
     pub fn step(&mut self, data: &dyn Examples) -> Result<StepReport> {
         let recipe = self.recipe;
+        let rng = Rng::new(recipe.seed);
+        let mut cursor = self.cursor.clone();
+        let report = self.step_with(|_, prepared| {
+            for _ in 0..recipe.batch {
+                let number = cursor.examples;
+                let example = data.next(&mut cursor)?;
+                prepared.add(&example, number, recipe.objective, &rng, recipe.documents)?;
+            }
+            Ok(())
+        })?;
+        // Only now: a step that fails, or is broken off, has not happened.
+        self.cursor = cursor;
+        Ok(report)
+    }
+
+    /// One optimiser step on what `fill` puts into the batch of each pass.
+    ///
+    /// # Errors
+    /// Those of `fill` and the backend.
+    pub fn step_with(
+        &mut self,
+        mut fill: impl FnMut(usize, &mut Prepared) -> Result<()>,
+    ) -> Result<StepReport> {
+        let recipe = self.recipe;
         let backend = self.model.backend().clone();
         let rng = Rng::new(recipe.seed);
         self.gradients.clear(&backend)?;
         let mut report = StepReport { step: self.step + 1, ..StepReport::default() };
-        let mut cursor = self.cursor.clone();
         for part in 0..recipe.accumulate.max(1) {
             self.prepared.clear();
-            for _ in 0..recipe.batch {
-                let number = cursor.examples;
-                let example = data.next(&mut cursor)?;
-                report.tokens += example.ids.len();
-                self.prepared.add(&example, number, recipe.objective, &rng, recipe.documents)?;
-            }
+            fill(part, &mut self.prepared)?;
+            report.tokens += self.prepared.batch.batch.tokens();
             self.prepared.weigh(recipe.objective, recipe.accumulate);
             let pass = self.step * recipe.accumulate.max(1) as u64 + part as u64;
             let nll = self.pass(pass, true)?;
             self.prepared.score(&nll, &mut report.loss);
         }
-        // Only now: a step that fails, or is broken off, has not happened.
-        self.cursor = cursor;
         let mut sum = 0.0;
         for (_, len, gradient) in self.gradients.iter() {
             sum += backend.sum_of_squares(gradient, len)?;
@@ -173,8 +203,10 @@ impl<B: Optimise + Backward> Learner<B> {
         self.step += 1;
         if report.skipped {
             self.skipped += 1;
+            self.skipped_in_row += 1;
             return Ok(report);
         }
+        self.skipped_in_row = 0;
         self.updates += 1;
         let clipped = recipe.clip > 0.0;
         let scale = if clipped { (recipe.clip / (report.gradient + 1e-6)).min(1.0) } else { 1.0 };
@@ -326,16 +358,13 @@ pub(super) fn every<'a, B: Optimise>(
     Ok(all)
 }
 
-/// Mean and standard error of the NELBO (of sequences of equal length), and the mean unweighted loss.
+/// NELBO a token with its standard error over sequences, and the mean unweighted loss.
 pub fn summary(losses: &[Loss]) -> (f64, f64, f64) {
-    let n = losses.len().max(1) as f64;
-    let mean = losses.iter().map(|l| l.weighted(LossNorm::MaskableTokens)).sum::<f64>() / n;
-    let variance = losses.iter().map(|l| (l.nelbo() - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
     let mut all = Loss::default();
     for loss in losses {
         all.merge(loss);
     }
-    (mean, (variance / n).sqrt(), all.unweighted())
+    (all.nelbo(), all.standard_error(losses), all.unweighted())
 }
 
 #[cfg(test)]

@@ -1,0 +1,277 @@
+//! From options to a learner with its data, new or as a checkpoint left it, and the run itself.
+
+use std::path::{Path, PathBuf};
+
+use toml::Table;
+
+use super::options::{Command, Options, options};
+use super::recipe::{Lora, Plan, complete, plan};
+use super::show::Show;
+use super::{RunArgs, tell};
+use crate::backend::cpu::Cpu;
+use crate::cli::{Context, device, terminal};
+use crate::config::ModelConfig;
+use crate::element::Dtype;
+use crate::error::{Error, Result};
+use crate::io::{ModelFiles, SpecialId};
+use crate::model::{Adapters, Model, add_mask_token, parameters_of};
+use crate::train::export::Export;
+use crate::train::files::RunFolder;
+use crate::train::learner::{Learner, Shape};
+use crate::train::trainer::{End, train};
+use crate::train::{Example, Examples, LongRule, Packed, PadRule, SftData, SftIds, SftOptions, checkpoint};
+
+/// Everything that a run needs.
+struct Ready {
+    learner: Learner<Cpu<f32>>,
+    data: Box<dyn Examples>,
+    validation: Vec<Example>,
+    plan: Plan,
+    export: Export,
+    base: String,
+}
+
+/// Starts a run.
+///
+/// # Errors
+/// Those of [`super::run`]; nothing is written before all options, files and data were looked at.
+pub fn start(args: &RunArgs, mut table: Table, context: &Context) -> Result<()> {
+    let origin = "options";
+    RunFolder::check_new(&args.output)?;
+    let first = options(&table, origin)?;
+    let mut files = source(&first)?;
+    complete(&mut table, &first, &files)?;
+    let settled = options(&table, origin)?;
+    if settled.add_mask_token {
+        add_mask_token(&mut files)?;
+    }
+    let ready = ready(args, &settled, files, context)?;
+    let folder = RunFolder::create(&args.output)?;
+    let text = toml::to_string(&table).map_err(|e| Error::request(format!("the options: {e}")))?;
+    folder.write_config(&format!("# lacuna {} {}\n{text}", env!("CARGO_PKG_VERSION"), first.command.name()))?;
+    drive(args, ready, &folder, None, context)
+}
+
+/// Goes on with a run.
+///
+/// # Errors
+/// As [`start`]; [`Error::Request`] for a run without a checkpoint.
+pub fn resume(args: &RunArgs, folder: RunFolder, table: Table, context: &Context) -> Result<()> {
+    let settled = options(&table, &folder.config().display().to_string())?;
+    let Some((step, path)) = folder.latest_checkpoint()? else {
+        return Err(Error::request(format!(
+            "{}: the run has no checkpoint to go on from; remove the folder and start again, with a smaller --save-every",
+            folder.root().display()
+        )));
+    };
+    let files = if settled.lora_rank > 0 {
+        let mut files = source(&settled)?;
+        if settled.add_mask_token {
+            add_mask_token(&mut files)?;
+        }
+        files
+    } else {
+        ModelFiles::open(&path)?
+    };
+    let mut ready = ready(args, &settled, files, context)?;
+    checkpoint::restore(&path, &mut ready.learner)?;
+    if ready.learner.step != step {
+        return Err(Error::Config {
+            path: path.join("trainer.json"),
+            field: "step".into(),
+            expected: format!("{step}, as the folder's name says"),
+            got: ready.learner.step.to_string(),
+        });
+    }
+    tell(args, &format!("going on behind step {step} of {}", ready.plan.pace.steps));
+    drive(args, ready, &folder, Some(step), context)
+}
+
+/// The model's files that a run starts from.
+fn source(options: &Options) -> Result<ModelFiles> {
+    let spec = options.model.as_deref();
+    if scratch(options) { ModelFiles::find_shape(spec) } else { ModelFiles::find(spec) }
+}
+
+fn scratch(options: &Options) -> bool {
+    options.command == Command::Pretrain || options.from_scratch
+}
+
+fn ready(args: &RunArgs, options: &Options, mut files: ModelFiles, context: &Context) -> Result<Ready> {
+    let backend = device::training(&args.device())?;
+    if let Some(id) = options.mask_id {
+        let vocab = files.config.vocab_size;
+        if id as usize >= vocab {
+            return Err(Error::request(format!(
+                "--mask-id {id}: expected 0 to {}, the ids of {}",
+                vocab - 1,
+                files.name
+            )));
+        }
+        files.special.mask = Some(SpecialId { id, source: "--mask-id".into() });
+    }
+    let plan = plan(options, &files, files.special.mask.as_ref().map(|m| m.id))?;
+    let (data, validation) = data(options, &files, &plan)?;
+    tell(args, &data.describe());
+    context.interrupt.check()?;
+    let base = options.model.clone().unwrap_or_else(|| files.name.clone());
+    let mut model = model(options, &files, &plan, backend.clone())?;
+    let shift = plan.recipe.objective.shift();
+    model.set_shift(shift);
+    let config = model.config().clone();
+    let (adapters, trained) = trained(&model, &config, &plan, &backend)?;
+    let export = Export::new(&files, &config, &files.special, shift, plan.weights)?;
+    let shape = Shape {
+        trained,
+        narrow: plan.weights != Dtype::F32 && plan.lora.is_none(),
+        length: plan.length,
+        checkpoint: plan.recompute,
+    };
+    // The file map goes before the gradients come.
+    drop(files);
+    let learner = Learner::new(model, adapters, shape, plan.recipe, data.start())?;
+    Ok(Ready { learner, data, validation, plan, export, base })
+}
+
+fn model(options: &Options, files: &ModelFiles, plan: &Plan, backend: Cpu<f32>) -> Result<Model<Cpu<f32>>> {
+    // A resumed run from scratch has its weights in the checkpoint.
+    if scratch(options) && files.checkpoint.is_empty() || scratch(options) && !resumed(files) {
+        let (config, special) = (files.config.clone(), files.special.clone());
+        let shift = plan.recipe.objective.shift();
+        return Model::untrained(backend, config, special, shift, plan.recipe.seed, plan.weights);
+    }
+    let lora = plan.lora.as_ref();
+    let dtype = |parameter: &str| match lora {
+        None => Some(plan.weights),
+        Some(lora) => (lora.embedding && parameter == "embedding").then_some(Dtype::F32),
+    };
+    Model::load_trainable(backend, files, dtype)
+}
+
+/// Whether the files are a checkpoint of a run.
+fn resumed(files: &ModelFiles) -> bool {
+    files.path.as_ref().is_some_and(|path| path.join("trainer.json").exists())
+}
+
+type Trained = (Option<Adapters<Cpu<f32>>>, Vec<(String, usize)>);
+
+fn trained(
+    model: &Model<Cpu<f32>>,
+    config: &ModelConfig,
+    plan: &Plan,
+    backend: &Cpu<f32>,
+) -> Result<Trained> {
+    let entries = parameters_of(config);
+    let sized = |parameter: &str| {
+        let entry = entries.iter().find(|e| e.parameter == parameter);
+        entry.map(|e| (e.parameter.clone(), e.shape.iter().product()))
+    };
+    let Some(Lora { rank, alpha, targets, embedding }) = &plan.lora else {
+        return Ok((None, entries.iter().filter_map(|e| sized(&e.parameter)).collect()));
+    };
+    let layouts = |linear: &str| model.layout_of(linear);
+    let adapters = Adapters::new(backend, &entries, layouts, *rank, *alpha, targets, plan.recipe.seed)?;
+    Ok((Some(adapters), if *embedding { sized("embedding").into_iter().collect() } else { Vec::new() }))
+}
+
+type Data = (Box<dyn Examples>, Vec<Example>);
+
+fn data(options: &Options, files: &ModelFiles, plan: &Plan) -> Result<Data> {
+    if options.data.is_empty() {
+        let form = if options.command == Command::Sft { "JSON lines" } else { "a file that lacuna pack made" };
+        return Err(Error::request(format!("--data FILE is needed: {form}")));
+    }
+    let seed = plan.recipe.seed;
+    let weighted = options.data.iter().map(|text| weighted(text)).collect::<Result<Vec<_>>>()?;
+    if options.command == Command::Sft {
+        return sft(options, files, plan, &weighted);
+    }
+    let hash = files.tokenizer.as_ref().map(|t| *t.sha256());
+    let vocab = files.config.vocab_size;
+    let packed = Packed::open(&weighted, plan.length, seed)?;
+    packed.check(vocab, hash.as_ref())?;
+    let mut validation = Vec::new();
+    if let Some(path) = &options.validation {
+        let held_out = Packed::open(&[(path.clone(), 1.0)], plan.length, seed)?;
+        held_out.check(vocab, hash.as_ref())?;
+        validation = held_out.validation(plan.validation_sequences);
+    }
+    Ok((Box::new(packed), validation))
+}
+
+fn sft(options: &Options, files: &ModelFiles, plan: &Plan, weighted: &[(PathBuf, f64)]) -> Result<Data> {
+    if let Some((path, weight)) = weighted.iter().find(|(_, weight)| *weight != 1.0) {
+        return Err(Error::request(format!(
+            "--data {}={weight}: lines of prompts and answers have no weights; leave it out",
+            path.display()
+        )));
+    }
+    let tokenizer = files.tokenizer.as_ref().ok_or_else(|| {
+        Error::Tokenizer(format!("{} has no tokenizer.json, and prompts are text; put the file there", files.name))
+    })?;
+    let ids = SftIds::of(&files.special)?;
+    let mut how = SftOptions::new(plan.length, plan.recipe.seed);
+    if let Some(field) = &options.prompt_field {
+        how.prompt = vec![field.clone()];
+    }
+    if let Some(field) = &options.answer_field {
+        how.answer = vec![field.clone()];
+    }
+    how.pad = match options.pad.as_str() {
+        "eos" => PadRule::Eos { to_length: plan.length },
+        "none" => PadRule::None,
+        other => return Err(Error::request(format!("--pad {other}: expected eos or none"))),
+    };
+    how.long = match options.too_long.as_str() {
+        "error" => LongRule::Error,
+        "skip" => LongRule::Skip,
+        "truncate" => LongRule::Truncate,
+        other => return Err(Error::request(format!("--too-long {other}: expected error, skip or truncate"))),
+    };
+    let paths: Vec<PathBuf> = weighted.iter().map(|(path, _)| path.clone()).collect();
+    let data = SftData::open(&paths, tokenizer, ids, how.clone())?;
+    let mut validation = Vec::new();
+    if let Some(path) = &options.validation {
+        let held_out = SftData::open(std::slice::from_ref(path), tokenizer, ids, how)?;
+        validation = held_out.validation(plan.validation_sequences);
+    }
+    Ok((Box::new(data), validation))
+}
+
+/// `FILE`, or `FILE=WEIGHT` where FILE=WEIGHT is no file itself.
+fn weighted(text: &str) -> Result<(PathBuf, f64)> {
+    let whole = (PathBuf::from(text), 1.0);
+    let Some((path, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
+        return Ok(whole);
+    };
+    match weight.parse::<f64>() {
+        Ok(weight) if weight > 0.0 && weight.is_finite() => Ok((PathBuf::from(path), weight)),
+        _ => Err(Error::request(format!("--data {text}: expected FILE=WEIGHT with a weight above 0, got {weight}"))),
+    }
+}
+
+/// Trains, and says what came of it.
+fn drive(
+    args: &RunArgs,
+    ready: Ready,
+    folder: &RunFolder,
+    resumed: Option<u64>,
+    context: &Context,
+) -> Result<()> {
+    let Ready { mut learner, data, validation, plan, export, base } = ready;
+    // From here on there is something to keep.
+    context.interrupt.hold();
+    let adapter = plan.lora.as_ref().map(|lora| (base, lora.embedding));
+    let mut show = Show::new(args, folder, &export, &plan, adapter, resumed, context)?;
+    let end = train(&mut learner, &*data, &validation, plan.validation_draws, plan.pace, &mut show);
+    let summary = show.finish(&learner);
+    let end = end?;
+    if args.json {
+        terminal::println(&summary.json().to_string())?;
+    }
+    tell(args, &summary.text(end == End::Stopped));
+    if end == End::Stopped {
+        return Err(Error::Cancelled);
+    }
+    Ok(())
+}
