@@ -27,6 +27,10 @@ pub enum Purpose {
     Gumbel = 7,
     /// Synthetic weights.
     Weights = 8,
+    /// The order of the examples of an epoch (training).
+    Order = 9,
+    /// Where an epoch of a source begins (training).
+    Source = 10,
     /// Stochastic rounding of an optimiser's moments.
     Rounding = 11,
 }

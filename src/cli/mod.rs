@@ -15,6 +15,7 @@ mod inspect;
 mod interrupt;
 mod marks;
 mod merge;
+mod pack;
 mod record;
 mod replay;
 mod replay_loss;
@@ -25,7 +26,7 @@ mod tally;
 mod terminal;
 mod tokenize;
 mod trace;
-// mod train;
+mod train;
 mod watch;
 
 use std::process::ExitCode;
@@ -75,12 +76,22 @@ enum Command {
     Infill(Box<infill::Args>),
     /// Run many requests from JSON lines, each with parameters of its own
     Batch(Box<batch::Args>),
+    /// Turn a left-to-right model into a diffusion model
+    Adapt(Box<train::Adapt>),
+    /// Train a diffusion model from scratch
+    Pretrain(Box<train::Pretrain>),
+    /// Fine-tune a diffusion model on prompts with answers
+    Sft(Box<train::Sft>),
+    /// Train a left-to-right model
+    TrainAr(Box<train::TrainAr>),
     /// Add a low-rank adapter to the weights it was trained on
     Merge(merge::Args),
     /// Show what a model's files hold, what of it is used, and what is odd
     Inspect(inspect::Args),
     /// Turn text into token ids, or ids into text
     Tokenize(tokenize::Args),
+    /// Turn texts into a token file, which training reads
+    Pack(pack::Args),
     /// Run explicit inputs, to compare with another implementation
     Replay(Box<replay::Args>),
     /// Measure the denoising loop, a training step, or each kernel of a card
@@ -96,9 +107,14 @@ impl Command {
             Command::Generate(args) => args.output.json,
             Command::Infill(args) => args.output.json,
             Command::Batch(args) => args.json,
+            Command::Adapt(args) => args.json(),
+            Command::Pretrain(args) => args.json(),
+            Command::Sft(args) => args.json(),
+            Command::TrainAr(args) => args.json(),
             Command::Merge(_) => false,
             Command::Inspect(args) => args.json,
             Command::Tokenize(args) => args.json,
+            Command::Pack(args) => args.json,
             Command::Replay(args) => args.json(),
             Command::Bench(args) => args.json(),
             Command::Selftest(args) => args.json,
@@ -171,9 +187,14 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Generate(args) => generate::run(*args, context),
         Command::Infill(args) => infill::run(*args, context),
         Command::Batch(args) => batch::run(*args, context),
+        Command::Adapt(args) => args.run(context),
+        Command::Pretrain(args) => args.run(context),
+        Command::Sft(args) => args.run(context),
+        Command::TrainAr(args) => args.run(context),
         Command::Merge(args) => merge::run(&args, context),
         Command::Inspect(args) => inspect::run(args, context),
         Command::Tokenize(args) => tokenize::run(args, context),
+        Command::Pack(args) => pack::run(args, context),
         Command::Replay(args) => replay::run(*args, context),
         Command::Bench(args) => bench::run(*args, context),
         Command::Selftest(args) => selftest::run(&args, context),
@@ -240,6 +261,10 @@ mod tests {
         let infill = flags("infill");
         for name in ["prefix", "suffix", "gap"] {
             assert!(infill.iter().any(|f| f == name), "--{name} is gone");
+        }
+        let pack = flags("pack");
+        for name in ["tokenizer", "output"] {
+            assert!(pack.iter().any(|f| f == name), "--{name} is gone");
         }
     }
 

@@ -265,7 +265,7 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Maps a file into memory, read-only.
-fn map_file(path: &Path) -> Result<Bytes> {
+pub(super) fn map_file(path: &Path) -> Result<Bytes> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
     let meta = file.metadata().map_err(|e| Error::io("open", path, e))?;
     if !meta.is_file() {

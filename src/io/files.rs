@@ -248,7 +248,11 @@ fn note_dtypes(config: &Object, checkpoint: &Checkpoint, notes: &mut Vec<String>
     }
 }
 
-fn open_tokenizer(dir: &Path, config: Option<&Object>, notes: &mut Vec<String>) -> Result<Option<Tokenizer>> {
+pub(super) fn open_tokenizer(
+    dir: &Path,
+    config: Option<&Object>,
+    notes: &mut Vec<String>,
+) -> Result<Option<Tokenizer>> {
     let at = |name: &str| dir.join(name);
     if at("tokenizer.json").exists() {
         return Tokenizer::from_file(&at("tokenizer.json")).map(Some);

@@ -1,4 +1,4 @@
-//! Files: checkpoints, configurations, tokenizers, hubs.
+//! Files: checkpoints, configurations, tokenizers, hubs, texts and the token files made of them.
 //!
 //! Everything read here is treated as hostile: sizes are checked before they are used, and a file
 //! that lies is an error that names the file and what is wrong in it.
@@ -13,14 +13,20 @@ mod json;
 mod output;
 pub mod safetensors;
 mod special;
+mod texts;
 mod tokenizer;
+mod tokenizer_files;
+mod tokens;
 pub mod write_safetensors;
 
 pub use checkpoint::Checkpoint;
 pub use files::ModelFiles;
 pub use output::{AtomicFile, is_device, is_same};
 pub use special::{SpecialId, SpecialIds};
+pub use texts::{Lines, Split, TextOptions, Texts};
 pub use tokenizer::Tokenizer;
+pub use tokenizer_files::TokenizerFiles;
+pub use tokens::{TokenFile, TokenWriter};
 pub use write_safetensors::{SafetensorsWriter, TensorSpec};
 
 use std::path::Path;

@@ -83,6 +83,14 @@ impl AtomicFile {
         &self.target
     }
 
+    /// The file itself, where it can be read back and changed at any place: `None` for a device.
+    pub(super) fn file_mut(&mut self) -> Option<&mut File> {
+        match &mut self.to {
+            Target::Temporary(file) => Some(file.as_file_mut()),
+            Target::Direct(_) => None,
+        }
+    }
+
     /// Makes the file appear under its name, after its content has reached the disk.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokenizers::{AddedToken, Model as _, decoders, models, pre_tokenizers};
 
 use super::json::Object;
@@ -28,6 +29,7 @@ enum Spelling {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     spelling: Spelling,
+    sha256: [u8; 32],
 }
 
 impl Tokenizer {
@@ -59,7 +61,7 @@ impl Tokenizer {
         let inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text))
             .map_err(|_| malformed(&"a value that its reader gives up on"))?
             .map_err(|e| malformed(&e))?;
-        Self::new(inner)
+        Self::new(inner, Sha256::digest(bytes).into())
     }
 
     /// Reads the two files of GPT-2's original tokenizer: `vocab.json` and `merges.txt`.
@@ -72,6 +74,10 @@ impl Tokenizer {
                 .map(str::to_owned)
                 .ok_or_else(|| Error::Tokenizer(format!("{}: not UTF-8", p.display())))
         };
+        let mut hash = Sha256::new();
+        for path in [vocab, merges] {
+            hash.update(read_limited(path, MAX_FILE)?);
+        }
         let model = models::bpe::BPE::from_file(&text(vocab)?, &text(merges)?)
             .build()
             .map_err(|e| Error::Tokenizer(format!("{} with {}: {e}", vocab.display(), merges.display())))?;
@@ -83,14 +89,20 @@ impl Tokenizer {
         if has_end {
             inner.add_special_tokens(&[AddedToken::from(end, true)]);
         }
-        Self::new(inner)
+        Self::new(inner, hash.finalize().into())
     }
 
-    fn new(mut inner: tokenizers::Tokenizer) -> Result<Self> {
+    fn new(mut inner: tokenizers::Tokenizer, sha256: [u8; 32]) -> Result<Self> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::Tokenizer(e.to_string()))?;
         let spelling = spelling(&inner);
-        Ok(Self { inner, spelling })
+        Ok(Self { inner, spelling, sha256 })
+    }
+
+    /// SHA-256 of the bytes of tokenizer.json, or of GPT-2's `vocab.json` and `merges.txt` one after
+    /// the other: tells whether ids were made by this tokenizer.
+    pub fn sha256(&self) -> &[u8; 32] {
+        &self.sha256
     }
 
     /// Adds the tokens that `added_tokens_decoder` of a tokenizer_config.json lists and this
@@ -130,6 +142,39 @@ impl Tokenizer {
             .encode_fast(text, false)
             .map_err(|e| Error::Tokenizer(format!("cannot encode the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// `text` in parts of about `size` bytes whose ids, joined, are the ids of the whole: long texts
+    /// are encoded in parallel so, and with bounded memory. Where this tokenizer may join what lies
+    /// on both sides of any cut, one part.
+    ///
+    /// GPT-2's pattern never joins a line end with a word after it, nor with white space before it,
+    /// so a text can be cut before a line end that a word follows.
+    pub fn parts<'a>(&self, text: &'a str, size: usize) -> Vec<&'a str> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        if self.cuts_at_lines() {
+            while rest.len() > size.max(1) {
+                let Some(at) = cut(rest, size.max(1)) else { break };
+                let (part, behind) = rest.split_at(at);
+                parts.push(part);
+                rest = behind;
+            }
+        }
+        if !rest.is_empty() {
+            parts.push(rest);
+        }
+        parts
+    }
+
+    /// Whether [`parts`](Self::parts) may cut: GPT-2's pattern, no normalizer, and no added token
+    /// that looks at what surrounds it.
+    fn cuts_at_lines(&self) -> bool {
+        use pre_tokenizers::PreTokenizerWrapper as P;
+        let pattern = matches!(self.inner.get_pre_tokenizer(), Some(P::ByteLevel(b)) if b.use_regex && !b.add_prefix_space);
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let plain = added.values().all(|t| !t.lstrip && !t.rstrip && !t.single_word && !t.content.contains('\n'));
+        pattern && plain && self.inner.get_normalizer().is_none()
     }
 
     /// The text of ids. Special tokens and ids that the tokenizer does not know are skipped.
@@ -191,6 +236,14 @@ impl Tokenizer {
     pub(super) fn in_base_vocabulary(&self, id: u32) -> bool {
         self.inner.get_model().id_to_token(id).is_some()
     }
+}
+
+/// The first place from byte `from` (at least 1) on where a line end stands before a word.
+fn cut(text: &str, from: usize) -> Option<usize> {
+    let bytes = text.as_bytes();
+    (from..bytes.len()).find(|&at| {
+        bytes.get(at) == Some(&b'\n') && bytes.get(at + 1).is_some_and(|next| next.is_ascii_graphic())
+    })
 }
 
 fn spelling(inner: &tokenizers::Tokenizer) -> Spelling {

@@ -52,10 +52,7 @@ impl RunFolder {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut entries = fs::read_dir(root).map_err(|e| Error::io("open", root, e))?;
                 if entries.next().is_some() {
-                    return Err(Error::Request(format!(
-                        "{}: the folder is not empty; name a new one, or resume the run in it with --resume",
-                        root.display()
-                    )));
+                    return Err(Self::not_empty(root));
                 }
             }
             Err(e) => return Err(Error::io("create", root, e)),
@@ -64,6 +61,31 @@ impl RunFolder {
         let folder = run.checkpoints_folder();
         fs::create_dir(&folder).map_err(|e| Error::io("create", &folder, e))?;
         Ok(run)
+    }
+
+    /// Says beforehand whether [`create`](Self::create) would refuse the folder.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it exists and is not empty, or is a file; [`Error::Io`] when its parent is not there.
+    pub fn check_new(root: &Path) -> Result<()> {
+        match fs::read_dir(root) {
+            Ok(mut entries) => match entries.next() {
+                Some(_) => Err(Self::not_empty(root)),
+                None => Ok(()),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                fs::metadata(parent).map(drop).map_err(|e| Error::io("create a folder in", parent, e))
+            }
+            Err(e) => Err(Error::io("create", root, e)),
+        }
+    }
+
+    fn not_empty(root: &Path) -> Error {
+        Error::Request(format!(
+            "{}: the folder is not empty; name a new one, or resume the run in it with --resume",
+            root.display()
+        ))
     }
 
     /// Opens the folder of a run that is to go on.

@@ -8,4 +8,6 @@ mod hostile;
 mod hub;
 mod output;
 mod support;
+mod texts;
 mod tokenizer;
+mod tokens;

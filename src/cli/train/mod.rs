@@ -12,7 +12,7 @@ use clap::Args as ClapArgs;
 use toml::Table;
 
 use self::options::{
-    AnnealArgs, ArArgs, Command, CommonArgs, DiffusionArgs, SftArgs, Typed, defaults, differences, typed,
+    AnnealArgs, ArArgs, Command, CommonArgs, DiffusionArgs, SftArgs, defaults, differences, typed,
 };
 use super::Context;
 use super::args::{DeviceArgs, GemmName};

@@ -225,7 +225,7 @@ fn sft(options: &Options, files: &ModelFiles, plan: &Plan, weighted: &[(PathBuf,
     how.long = match options.too_long.as_str() {
         "error" => LongRule::Error,
         "skip" => LongRule::Skip,
-        "truncate" => LongRule::Truncate,
+        "truncate" => LongRule::TruncatePrompt,
         other => return Err(Error::request(format!("--too-long {other}: expected error, skip or truncate"))),
     };
     let paths: Vec<PathBuf> = weighted.iter().map(|(path, _)| path.clone()).collect();
