@@ -46,6 +46,7 @@ pub enum Part<A, B> {
 impl<'a> Part<Shared<'a, f32>, Shared<'a, u16>> {
     /// # Safety
     /// As [`Shared::part`].
+    #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, at: usize, n: usize) -> Part<&mut [f32], &mut [u16]> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -218,8 +219,9 @@ impl Kernel<f32> for Convert<'_> {
                     );
                     i += S::LANES;
                 }
-                for i in i..n {
+                while i < n {
                     block[i] = load_one(dtype, from.as_ptr().add((at + i) * size));
+                    i += 1;
                 }
             }
             match &mut to {
