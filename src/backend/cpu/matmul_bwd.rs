@@ -184,17 +184,20 @@ impl<E: Element> Kernel<E> for Outer<'_, E> {
                 let (start, end) = (cut.start(i), cut.start(i + 1));
                 let strip = &mut strips[start * k..end * k];
                 for (p, to) in strip.chunks_exact_mut(end - start).enumerate() {
-                    let row = &self.a.start[(from + p) * self.a.stride + self.first..];
-                    to.copy_from_slice(&row[start..end]);
+                    let row = &self.a.start[(from + p) * self.a.stride + self.first..][start..end];
+                    // SAFETY: a strip is at most a tile high, which is less than a vector; both hold `row.len()` numbers.
+                    unsafe { copy(s, row, to) };
                 }
             }
             for column in self.columns.clone().step_by(width) {
                 let valid = width.min(self.columns.end - column);
                 for (p, to) in panel.chunks_exact_mut(width).take(k).enumerate() {
                     let row = &self.b.start[(from + p) * self.b.stride + column..][..valid];
-                    let (head, tail) = to.split_at_mut(valid);
-                    head.copy_from_slice(row);
-                    tail.fill(E::zero());
+                    for (row, to) in row.chunks(S::LANES).zip(to.chunks_exact_mut(S::LANES)) {
+                        // SAFETY: `to` holds a vector, and `row` at most as many numbers. What lies behind them is of
+                        // another row: anything, never stored to the result.
+                        unsafe { copy(s, row, to) };
+                    }
                 }
                 for i in 0..cut.parts {
                     let (start, end) = (cut.start(i), cut.start(i + 1));
@@ -216,6 +219,17 @@ impl<E: Element> Kernel<E> for Outer<'_, E> {
             }
         }
     }
+}
+
+/// Copies at most a vector of numbers.
+///
+/// # Safety
+/// `to` is as long as `from` at least, and `from` at most a vector long.
+#[inline(always)]
+unsafe fn copy<E: Element, S: Simd<E>>(s: S, from: &[E], to: &mut [E]) {
+    let n = from.len();
+    // SAFETY: the caller's promise.
+    unsafe { s.store_part(to.as_mut_ptr(), s.load_part(from.as_ptr(), n), n) };
 }
 
 /// Adds a tile of products to `M` rows of `valid` numbers at `out`, `stride` apart.

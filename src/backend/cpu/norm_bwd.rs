@@ -130,7 +130,10 @@ impl<E: Element> Kernel<E> for RowsBackward<'_, E> {
                     sums[1][i % 4] = s.fma(g, normed, sums[1][i % 4]);
                 }
             }
-            let [all, along] = sums.map(|v| s.sum(s.add(s.add(v[0], v[1]), s.add(v[2], v[3]))) / count);
+            // No closure: it would be compiled without the instructions.
+            let [a, b] = sums;
+            let all = s.sum(s.add(s.add(a[0], a[1]), s.add(a[2], a[3]))) / count;
+            let along = s.sum(s.add(s.add(b[0], b[1]), s.add(b[2], b[3]))) / count;
             let all = match self.kind {
                 NormKind::LayerNorm => s.splat(all),
                 NormKind::RmsNorm => s.splat(E::zero()),

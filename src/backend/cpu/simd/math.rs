@@ -89,6 +89,14 @@ pub(in crate::backend::cpu) fn activate<E: Element, S: Simd<E>>(s: S, kind: Acti
     }
 }
 
+/// The derivative of `x s(u)` by x, with `slope` that of `u`.
+#[inline(always)]
+fn sigmoid_slope<E: Element, S: Simd<E>>(s: S, x: S::V, u: S::V, slope: S::V) -> S::V {
+    let one = s.splat(E::one());
+    let y = s.div(one, s.add(one, s.exp(s.sub(s.splat(E::zero()), u))));
+    s.fma(s.mul(x, s.mul(y, s.sub(one, y))), slope, y)
+}
+
 /// The derivative of the activation at each lane. With `f(x) = x s(u)` for a sigmoid s it is `s + x s (1 - s) u'`; GELU by
 /// erf has the normal distribution's `phi(x) + x phi'(x)`.
 #[inline(always)]
@@ -98,13 +106,8 @@ pub(in crate::backend::cpu) fn activation_slope<E: Element, S: Simd<E>>(
     x: S::V,
 ) -> S::V {
     let (zero, one) = (s.splat(E::zero()), s.splat(E::one()));
-    // Of `u`, with its derivative by x.
-    let sigmoid = |u: S::V, slope: S::V| {
-        let y = s.div(one, s.add(one, s.exp(s.sub(zero, u))));
-        s.fma(s.mul(x, s.mul(y, s.sub(one, y))), slope, y)
-    };
     match kind {
-        Activation::Silu => sigmoid(x, one),
+        Activation::Silu => sigmoid_slope(s, x, x, one),
         Activation::GeluTanh => {
             let c = (8.0 / std::f64::consts::PI).sqrt();
             let square = s.mul(x, x);
@@ -113,7 +116,7 @@ pub(in crate::backend::cpu) fn activation_slope<E: Element, S: Simd<E>>(
             let c = s.splat(E::from_f64(c));
             // Far out the sigmoid is 0 or 1 and its slope 0, and a product of 0 and an infinite square must not be seen.
             let slope = s.min(s.mul(slope, c), s.splat(E::from_f64(1e30)));
-            sigmoid(s.mul(s.mul(x, inner), c), slope)
+            sigmoid_slope(s, x, s.mul(s.mul(x, inner), c), slope)
         }
         Activation::GeluErf => {
             let z = s.mul(s.abs(x), s.splat(E::from_f64(std::f64::consts::FRAC_1_SQRT_2)));
