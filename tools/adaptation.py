@@ -40,6 +40,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare_torch import ROOT, find_lacuna, processor
 
 VENV = ROOT / "target/plot-venv"

@@ -34,6 +34,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare_torch import ROOT, find_lacuna
 
 VENV = ROOT / "target/check-venv"

@@ -35,6 +35,7 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare_torch import ROOT, find_lacuna, find_python, processor
 
 # SmolLM2-135M, as tools/fetch_smollm2.py writes it.
