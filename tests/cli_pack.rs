@@ -81,7 +81,18 @@ fn the_tokenizer_is_a_file_or_a_folder_and_the_record_says_all() {
     let dir = folder(&[("a.txt", "To be\n\nor not\n")]);
     let mut records = Vec::new();
     for tokenizer in [ASSETS.to_owned(), format!("{ASSETS}/tokenizer.json")] {
-        let args = ["a.txt", "-o", "a.tok", "--tokenizer", &tokenizer, "--split", "blank-lines", "--eos", "7", "--json"];
+        let args = [
+            "a.txt",
+            "-o",
+            "a.tok",
+            "--tokenizer",
+            &tokenizer,
+            "--split",
+            "blank-lines",
+            "--eos",
+            "7",
+            "--json",
+        ];
         let out = pack(dir.path(), &args).assert().success().stderr("");
         let mut record: Value = serde_json::from_slice(&out.get_output().stdout).expect("JSON");
         assert!(record["seconds"].as_f64().expect("seconds") > 0.0);
@@ -92,7 +103,10 @@ fn the_tokenizer_is_a_file_or_a_folder_and_the_record_says_all() {
     }
     assert_eq!(records[0], records[1]);
     let (record, file) = (&records[0], open(dir.path().join("a.tok")));
-    assert_eq!((&record["documents"], &record["eos"], &record["vocab_size"]), (&2.into(), &7.into(), &1024.into()));
+    assert_eq!(
+        (&record["documents"], &record["eos"], &record["vocab_size"]),
+        (&2.into(), &7.into(), &1024.into())
+    );
     assert_eq!(record["tokens"], file.len());
     assert_eq!(record["bytes"], std::fs::metadata(file.path()).expect("it is there").len());
     assert_eq!((&record["text_bytes"], &record["held_out"]), (&11.into(), &Value::Null));
@@ -113,10 +127,14 @@ fn a_single_document_is_held_out_from_by_tokens() {
     let text: String = (0..3000).map(|i| format!("Line {i} of the play,\nand so on.\n\n")).collect();
     let dir = folder(&[("play.txt", &text)]);
     pack(dir.path(), &["play.txt", "-o", "whole.tok"]).assert().success();
-    let out = pack(dir.path(), &["play.txt", "-o", "play.tok", "--held-out", "5", "--json"]).assert().success();
+    let out =
+        pack(dir.path(), &["play.txt", "-o", "play.tok", "--held-out", "5", "--json"]).assert().success();
     let record: Value = serde_json::from_slice(&out.get_output().stdout).expect("JSON");
-    let (whole, train, held) =
-        (open(dir.path().join("whole.tok")), open(dir.path().join("play.tok")), open(dir.path().join("play-held-out.tok")));
+    let (whole, train, held) = (
+        open(dir.path().join("whole.tok")),
+        open(dir.path().join("play.tok")),
+        open(dir.path().join("play-held-out.tok")),
+    );
     assert_eq!(record["held_out"]["tokens"], held.len());
     assert_eq!(held.len(), (whole.len() as f64 * 0.05).round() as usize);
     let joined = [train.slice(0..train.len() - 1), held.slice(0..held.len())].concat();
@@ -212,6 +230,9 @@ fn an_interrupt_leaves_nothing() {
 fn help_teaches() {
     let dir = folder(&[]);
     pack(dir.path(), &["--help"]).assert().success().stdout(
-        contains("Examples:").and(contains("--held-out")).and(contains("blank-lines")).and(contains("[default:")),
+        contains("Examples:")
+            .and(contains("--held-out"))
+            .and(contains("blank-lines"))
+            .and(contains("[default:")),
     );
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lacuna::Error;
 use lacuna::io::{TokenWriter, Tokenizer, TokenizerFiles};
-use lacuna::train::{Cursor, Example, Examples, LongRule, PadRule, Packed, SftData, SftIds, SftOptions};
+use lacuna::train::{Cursor, Example, Examples, LongRule, Packed, PadRule, SftData, SftIds, SftOptions};
 
 const HASH: [u8; 32] = [7; 32];
 const EOS: u32 = 1;
@@ -253,7 +253,10 @@ fn padding_is_learnt_and_reaches_the_length() {
 
 #[test]
 fn examples_that_are_too_long_follow_the_rule() {
-    let (short, long) = ("{\"prompt\": \"a\", \"answer\": \"b\"}", "{\"prompt\": \"xyxyxyxyxyxyxyxyxyxy z\", \"answer\": \"b\"}");
+    let (short, long) = (
+        "{\"prompt\": \"a\", \"answer\": \"b\"}",
+        "{\"prompt\": \"xyxyxyxyxyxyxyxyxyxy z\", \"answer\": \"b\"}",
+    );
     let text = format!("{short}\n\n{long}\n");
     let with = |long| SftOptions { long, ..SftOptions::new(8, 0) };
     let tokens = 3 + bundled().encode("xyxyxyxyxyxyxyxyxyxy z").unwrap().len() + 1;
@@ -309,7 +312,8 @@ fn fields_can_be_named_and_files_packed() {
 
 #[test]
 fn pairs_come_once_an_epoch_and_resume_exactly() {
-    let text: String = (0..1500).map(|i| format!("{{\"prompt\": \"{i}\", \"answer\": \"{i} it is\"}}\n")).collect();
+    let text: String =
+        (0..1500).map(|i| format!("{{\"prompt\": \"{i}\", \"answer\": \"{i} it is\"}}\n")).collect();
     let open = |seed| sft(&text, IDS, SftOptions::new(64, seed)).unwrap();
     let data = open(4);
     assert_eq!((data.epoch(), data.validation(3).len()), (1500, 3));

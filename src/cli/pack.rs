@@ -121,7 +121,8 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
         None => TokenizerFiles::bundled()?,
     };
     let eos = eos(&files, args.eos.as_deref())?;
-    let options = TextOptions { field: args.field.clone(), split: args.split.into(), ..TextOptions::default() };
+    let options =
+        TextOptions { field: args.field.clone(), split: args.split.into(), ..TextOptions::default() };
     let texts = Texts::open(&args.texts, options)?;
     let held_out = held_out_path(&args.output)?;
     for text in &args.texts {
@@ -191,7 +192,10 @@ fn summary(record: &Value, text_bytes: u64, seconds: f64) {
             file["output"].as_str().unwrap_or_default()
         ));
     }
-    note(&format!("{text_bytes} bytes of text in {seconds:.1} s, each document ended by token {}", record["eos"]));
+    note(&format!(
+        "{text_bytes} bytes of text in {seconds:.1} s, each document ended by token {}",
+        record["eos"]
+    ));
 }
 
 impl From<SplitName> for Split {
@@ -233,7 +237,10 @@ fn eos(files: &TokenizerFiles, asked: Option<&str>) -> Result<u32> {
 /// `plays.tok` to `plays-held-out.tok`.
 fn held_out_path(output: &Path) -> Result<PathBuf> {
     let Some(stem) = output.file_stem() else {
-        return Err(Error::request(format_args!("--output {}: expected the name of a file", output.display())));
+        return Err(Error::request(format_args!(
+            "--output {}: expected the name of a file",
+            output.display()
+        )));
     };
     let mut name = stem.to_owned();
     name.push("-held-out");
@@ -293,7 +300,9 @@ fn fill(
         bar.set_message(format!("{:.1} M tokens, {:.0} tokens/s", writer.tokens() as f64 / 1e6, rate));
     }
     worker.join().map_err(|_| {
-        Error::Tokenizer("it gave up on a text; nothing was written. Pack the files one by one to find it".into())
+        Error::Tokenizer(
+            "it gave up on a text; nothing was written. Pack the files one by one to find it".into(),
+        )
     })?;
     Ok(text_bytes)
 }

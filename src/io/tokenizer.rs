@@ -67,7 +67,7 @@ impl Tokenizer {
     /// Reads the two files of GPT-2's original tokenizer: `vocab.json` and `merges.txt`.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] naming the file when one cannot be read or is malformed.
+    /// [`Error::Io`] when one cannot be read, [`Error::Tokenizer`] naming both when one is malformed.
     pub fn from_gpt2_files(vocab: &Path, merges: &Path) -> Result<Self> {
         let text = |p: &Path| {
             p.to_str()
@@ -173,7 +173,8 @@ impl Tokenizer {
         use pre_tokenizers::PreTokenizerWrapper as P;
         let pattern = matches!(self.inner.get_pre_tokenizer(), Some(P::ByteLevel(b)) if b.use_regex && !b.add_prefix_space);
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
-        let plain = added.values().all(|t| !t.lstrip && !t.rstrip && !t.single_word && !t.content.contains('\n'));
+        let plain =
+            added.values().all(|t| !t.lstrip && !t.rstrip && !t.single_word && !t.content.contains('\n'));
         pattern && plain && self.inner.get_normalizer().is_none()
     }
 

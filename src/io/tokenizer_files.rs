@@ -37,7 +37,10 @@ impl TokenizerFiles {
         let mut notes = Vec::new();
         let tokenizer = if meta.is_dir() {
             open_tokenizer(dir, tokenizer_config.as_ref(), &mut notes)?.ok_or_else(|| {
-                Error::Tokenizer(format!("{}: expected a folder with a tokenizer.json, got none", dir.display()))
+                Error::Tokenizer(format!(
+                    "{}: expected a folder with a tokenizer.json, got none",
+                    dir.display()
+                ))
             })?
         } else {
             Tokenizer::from_file(path)?

@@ -68,7 +68,8 @@ pub fn start(rng: Rng, source: u32, epoch: u64, n: u64) -> u64 {
 pub fn turn(shares: &[f64], taken: &[u64]) -> usize {
     let next = (taken.iter().sum::<u64>() + 1) as f64;
     let behind = shares.iter().zip(taken).map(|(share, &taken)| share * next - taken as f64);
-    let most = behind.enumerate().fold((0, f64::NEG_INFINITY), |most, one| if one.1 > most.1 { one } else { most });
+    let most =
+        behind.enumerate().fold((0, f64::NEG_INFINITY), |most, one| if one.1 > most.1 { one } else { most });
     most.0
 }
 
@@ -141,11 +142,15 @@ mod tests {
         for weights in [vec![0.5, 0.5], vec![0.7, 0.2, 0.1], vec![1.0], vec![0.001, 0.333, 0.333, 0.333]] {
             let mut taken = vec![0u64; weights.len()];
             for n in 1..=5000 {
-                taken[turn(&weights, &taken)] += 1;
+                let next = turn(&weights, &taken);
+                taken[next] += 1;
                 for (w, &t) in weights.iter().zip(&taken) {
                     let ahead = t as f64 - w * n as f64;
                     let most_behind = (weights.len() - 1) as f64;
-                    assert!(ahead < 1.0 && ahead > -most_behind.max(1e-9), "{weights:?} after {n}: {taken:?}");
+                    assert!(
+                        ahead < 1.0 && ahead > -most_behind.max(1e-9),
+                        "{weights:?} after {n}: {taken:?}"
+                    );
                 }
             }
         }

@@ -129,7 +129,12 @@ impl SftData {
     /// field that is missing or no string, an answer without tokens, and an example that is too
     /// long (see [`LongRule`]); [`Error::Tokenizer`]; [`Error::Request`] for no examples, or a padded
     /// length beyond the length.
-    pub fn open(paths: &[PathBuf], tokenizer: &Tokenizer, special: SftIds, options: SftOptions) -> Result<Self> {
+    pub fn open(
+        paths: &[PathBuf],
+        tokenizer: &Tokenizer,
+        special: SftIds,
+        options: SftOptions,
+    ) -> Result<Self> {
         if let PadRule::Eos { to_length } = options.pad
             && to_length > options.length
         {
@@ -218,7 +223,8 @@ impl SftData {
                         _ => tokens,
                     };
                     let expected = format!("at most {most} tokens, special ones included");
-                    let got = format!("{got}; train at a greater length, or leave out or shorten what is longer");
+                    let got =
+                        format!("{got}; train at a greater length, or leave out or shorten what is longer");
                     return Err(wrong(what, expected, got));
                 }
             }

@@ -98,8 +98,14 @@ fn files_follow_one_another_and_bytes_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a.txt", "one");
     write(dir.path(), "b.jsonl.gz", gzip(b"{\"text\": \"two\"}"));
-    rows(&dir.path().join("c.parquet"), &[Some("three")], Compression::UNCOMPRESSED, WriterVersion::PARQUET_1_0);
-    let paths: Vec<PathBuf> = ["a.txt", "b.jsonl.gz", "c.parquet"].iter().map(|n| dir.path().join(n)).collect();
+    rows(
+        &dir.path().join("c.parquet"),
+        &[Some("three")],
+        Compression::UNCOMPRESSED,
+        WriterVersion::PARQUET_1_0,
+    );
+    let paths: Vec<PathBuf> =
+        ["a.txt", "b.jsonl.gz", "c.parquet"].iter().map(|n| dir.path().join(n)).collect();
     let mut texts = Texts::open(&paths, TextOptions::default()).unwrap();
     let size: u64 = paths.iter().map(|p| std::fs::metadata(p).unwrap().len()).sum();
     let read = texts.read();
@@ -172,7 +178,9 @@ fn a_bomb_is_refused_at_the_limit() {
     (0..1024).for_each(|_| encoder.write_all(&block).unwrap());
     let bomb = encoder.finish().unwrap();
     assert!(bomb.len() < 1 << 20);
-    for (name, split) in [("a.txt.zst", Split::Document), ("a.txt.zst", Split::BlankLines), ("a.jsonl.zst", Split::Lines)] {
+    for (name, split) in
+        [("a.txt.zst", Split::Document), ("a.txt.zst", Split::BlankLines), ("a.jsonl.zst", Split::Lines)]
+    {
         refused(name, &bomb, options(split), &["at most 67108864 bytes"]);
     }
 }
@@ -193,7 +201,8 @@ fn packed_files_that_are_cut_short_or_damaged_are_named() {
 fn rows(path: &Path, texts: &[Option<&str>], compression: Compression, version: WriterVersion) {
     let schema = "message m { REQUIRED INT32 id; OPTIONAL BYTE_ARRAY text (UTF8); }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let properties = WriterProperties::builder().set_compression(compression).set_writer_version(version).build();
+    let properties =
+        WriterProperties::builder().set_compression(compression).set_writer_version(version).build();
     let file = File::create(path).unwrap();
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
     for group in texts.chunks(3) {

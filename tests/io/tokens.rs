@@ -201,6 +201,14 @@ fn the_hash_is_that_of_the_bytes() {
     use sha2::Digest as _;
     assert_eq!(sha2::Sha256::digest(b"")[..4], [0xe3, 0xb0, 0xc4, 0x42]);
     assert_eq!(sha2::Sha256::digest(TOKENIZER)[..], a.sha256()[..]);
+    let dir = tempfile::tempdir().unwrap();
+    let (vocab, merges) = ("{\"a\": 0, \"b\": 1, \"ab\": 2}", "#version: 0.2\na b\n");
+    write(dir.path(), "vocab.json", vocab);
+    write(dir.path(), "merges.txt", merges);
+    let (v, m) = (dir.path().join("vocab.json"), dir.path().join("merges.txt"));
+    let old = Tokenizer::from_gpt2_files(&v, &m).unwrap();
+    assert_eq!(sha2::Sha256::digest(format!("{vocab}{merges}"))[..], old.sha256()[..]);
+    assert!(matches!(Tokenizer::from_gpt2_files(&v, &dir.path().join("gone")), Err(Error::Io { .. })));
 }
 
 #[track_caller]

@@ -71,7 +71,7 @@ predicting token i + 1, and the loss is the masked cross-entropy weighted 1/t
 
 Examples:
   lacuna pack --tokenizer DIR --output text.tokens --held-out 5 text.txt
-  lacuna adapt --model DIR --data text.tokens --validation text.held-out.tokens \\
+  lacuna adapt --model DIR --data text.tokens --validation text-held-out.tokens \\
       --output run --steps 2000 --batch 32 --lr 1e-3 --anneal-steps 400
   lacuna generate --model run/checkpoints/step-2000
   lacuna adapt --output run --resume              go on after Ctrl-C or a kill";

@@ -75,7 +75,9 @@ impl Lines {
         // The line end does not count: two bytes more may be read.
         let most = self.longest as u64 + 2;
         let mut limited = (&mut self.from).take(most);
-        let n = limited.read_until(b'\n', &mut self.buffer).map_err(|e| Error::io("read", self.path.clone(), e))?;
+        let n = limited
+            .read_until(b'\n', &mut self.buffer)
+            .map_err(|e| Error::io("read", self.path.clone(), e))?;
         if n == 0 {
             return Ok(None);
         }
@@ -143,7 +145,10 @@ impl Lines {
     pub(super) fn rest(&mut self) -> Result<Option<String>> {
         let mut bytes = Vec::new();
         let most = self.longest as u64 + 1;
-        (&mut self.from).take(most).read_to_end(&mut bytes).map_err(|e| Error::io("read", self.path.clone(), e))?;
+        (&mut self.from)
+            .take(most)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io("read", self.path.clone(), e))?;
         if bytes.is_empty() {
             return Ok(None);
         }

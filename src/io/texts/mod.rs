@@ -168,7 +168,9 @@ fn text(lines: &mut Lines, split: Split) -> Result<Option<String>> {
             let longest = lines.longest();
             let mut document = String::new();
             let origin = loop {
-                let Some(line) = lines.next_line()? else { return Ok(Some(document).filter(|d| !d.is_empty())) };
+                let Some(line) = lines.next_line()? else {
+                    return Ok(Some(document).filter(|d| !d.is_empty()));
+                };
                 match (line.trim().is_empty(), document.is_empty()) {
                     (true, true) => {}
                     (true, false) => return Ok(Some(document)),

@@ -221,7 +221,9 @@ impl ChunkReader for Pages {
         file.seek(SeekFrom::Start(start))?;
         (&mut file).take(16).read_to_end(&mut head)?;
         if let Some(size) = unpacked_size(&head).filter(|&size| size > MAX_PAGE) {
-            return Err(ParquetError::General(format!("a page of {size} bytes, at most {MAX_PAGE} are read")));
+            return Err(ParquetError::General(format!(
+                "a page of {size} bytes, at most {MAX_PAGE} are read"
+            )));
         }
         file.seek(SeekFrom::Start(start))?;
         Ok(BufReader::new(file))

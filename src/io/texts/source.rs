@@ -74,7 +74,8 @@ impl Kind {
         }
         let meta = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
         if meta.is_dir() {
-            let kind = std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name its files");
+            let kind =
+                std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name its files");
             return Err(Error::io("open", path, kind));
         }
         Ok(meta.is_file().then_some(meta.len()))

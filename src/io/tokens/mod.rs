@@ -95,7 +95,7 @@ impl Header {
             return Err(wrong("format version", expected, version.to_string()));
         }
         let length = fields.u32() as usize;
-        if !(FIELDS..=MAX_HEADER).contains(&length) || length % 4 != 0 || length > size {
+        if !(FIELDS..=MAX_HEADER).contains(&length) || !length.is_multiple_of(4) || length > size {
             let expected = format!("a multiple of 4 from {FIELDS} to {MAX_HEADER}, within the file");
             return Err(wrong("header length", expected, length.to_string()));
         }
