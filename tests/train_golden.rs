@@ -13,8 +13,8 @@ use lacuna::element::Dtype;
 use lacuna::io::ModelFiles;
 use lacuna::model::{Gradients, Learning, Model, TrainArena, TrainSize, parameters_of};
 use lacuna::rng::Rng;
-use lacuna::train::batch::{Objective, Prepared, TimeWeight};
 use lacuna::train::Example;
+use lacuna::train::batch::{Objective, Prepared, TimeWeight};
 use serde_json::Value;
 
 /// A loss case, as a batch.
@@ -41,7 +41,13 @@ fn prepare(cases: &Golden, case: &Value) -> (Prepared, Objective) {
             documents: vec![len as usize],
         };
         let masked = vec![false; len as usize];
-        prepared.add_corrupted(&example, &Corrupted { ids: x_t[part].to_vec(), masked }, t[row], objective, false);
+        prepared.add_corrupted(
+            &example,
+            &Corrupted { ids: x_t[part].to_vec(), masked },
+            t[row],
+            objective,
+            false,
+        );
     }
     prepared.weigh(objective, 1);
     (prepared, objective)
@@ -120,7 +126,10 @@ fn losses_and_every_gradient() {
                     let tensor = &entry.tensor;
                     let length = got.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
                     let want = number(&case["grad_norms"], tensor);
-                    assert!((length - want).abs() < 1e-4 * want, "{name} {at} {tensor}: {length}, expected {want}");
+                    assert!(
+                        (length - want).abs() < 1e-4 * want,
+                        "{name} {at} {tensor}: {length}, expected {want}"
+                    );
                     let (full, probe) = (format!("grad/{short}/{tensor}"), format!("gradp/{short}/{tensor}"));
                     if cases.has(&full) {
                         let error = relative(&got, &cases.f32s(&full));
@@ -168,7 +177,10 @@ fn steps_of_adamw() {
                     run.gradients.iter().map(|(_, len, g)| backend.sum_of_squares(g, len).unwrap()).sum();
                 let length = squares.sqrt();
                 let want = number(history, "grad_norm_before_clip");
-                assert!((length - want).abs() < 1e-4 * want, "{name} {at} step {step}: {length}, expected {want}");
+                assert!(
+                    (length - want).abs() < 1e-4 * want,
+                    "{name} {at} step {step}: {length}, expected {want}"
+                );
                 for (parameter, of) in model.parameters_mut().unwrap() {
                     let all = case["decay"] == "all" || matches!(of, Trainable::Matrix(_));
                     let adamw = AdamW {
@@ -185,7 +197,14 @@ fn steps_of_adamw() {
                     backend.step(of, gradient, states.get_mut(&parameter).unwrap(), adamw).unwrap();
                 }
             }
-            let scale = (clip / run.gradients.iter().map(|(_, n, g)| backend.sum_of_squares(g, n).unwrap()).sum::<f64>().sqrt()).min(1.0);
+            let scale = (clip
+                / run
+                    .gradients
+                    .iter()
+                    .map(|(_, n, g)| backend.sum_of_squares(g, n).unwrap())
+                    .sum::<f64>()
+                    .sqrt())
+            .min(1.0);
             let entries = parameters_of(model.config());
             for (parameter, of) in model.parameters_mut().unwrap() {
                 let tensor = &entries.iter().find(|e| e.parameter == parameter).unwrap().tensor;
@@ -209,7 +228,11 @@ fn steps_of_adamw() {
                     let error = (got[i] - want).abs();
                     // The second step's gradients are of weights that differ by a rounding already.
                     let bound = if count(case, "steps") == 1 { 1e-6 } else { 5e-6 };
-                    assert!(error < bound * want.abs().max(1.0), "{name} {at} {tensor}[{i}]: {}, expected {want}", got[i]);
+                    assert!(
+                        error < bound * want.abs().max(1.0),
+                        "{name} {at} {tensor}[{i}]: {}, expected {want}",
+                        got[i]
+                    );
                     checked += 1;
                 }
             }

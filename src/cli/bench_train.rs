@@ -139,10 +139,12 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
                     .collect();
                 // The last positions: every one of them is predicted by a row.
                 let masked: Vec<bool> = (0..args.length).map(|i| i + hidden >= args.length).collect();
-                let noised =
-                    ids.iter().zip(&masked).map(|(&id, &masked)| if masked { vocab - 1 } else { id }).collect();
-                let example =
-                    Example { fixed: vec![false; ids.len()], documents: vec![ids.len()], ids };
+                let noised = ids
+                    .iter()
+                    .zip(&masked)
+                    .map(|(&id, &masked)| if masked { vocab - 1 } else { id })
+                    .collect();
+                let example = Example { fixed: vec![false; ids.len()], documents: vec![ids.len()], ids };
                 let t = args.masked.max(1e-3);
                 prepared.add_corrupted(&example, &Corrupted { ids: noised, masked }, t, objective, false);
             }
@@ -169,7 +171,8 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
             .to_string(),
         );
     }
-    let memory = peak.map_or(String::new(), |bytes| format!(", at most {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
+    let memory =
+        peak.map_or(String::new(), |bytes| format!(", at most {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
     println(&format!(
         "{name}, {parameters} parameters, a step of {} x {} tokens, {} masked, {threads} threads: median {middle:.4} s of {} \
          (least {least:.4} s), {:.1} tokens/s{memory}",

@@ -73,7 +73,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Err(Error::io("write", &args.output, e));
     }
     if !args.quiet {
-        note(&format!("{}: a model; lacuna generate --model {}", args.output.display(), args.output.display()));
+        note(&format!(
+            "{}: a model; lacuna generate --model {}",
+            args.output.display(),
+            args.output.display()
+        ));
     }
     Ok(())
 }

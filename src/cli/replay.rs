@@ -145,7 +145,11 @@ pub(super) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn find(path: &'a Path, file: &'a SafeTensors<'a>, name: &'static str) -> Result<Option<Self>> {
+    pub(super) fn find(
+        path: &'a Path,
+        file: &'a SafeTensors<'a>,
+        name: &'static str,
+    ) -> Result<Option<Self>> {
         match file.tensor(name) {
             Ok(view) => Ok(Some(Self { path, name, view })),
             Err(safetensors::SafeTensorError::TensorNotFound(_)) => Ok(None),
@@ -248,7 +252,11 @@ pub(super) fn probe(files: &Files) -> Result<()> {
 }
 
 /// Writes little-endian tensors, whole or not at all.
-pub(super) fn write(files: &Files, context: &Context, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<()> {
+pub(super) fn write(
+    files: &Files,
+    context: &Context,
+    tensors: &[(&str, Dtype, Vec<usize>, &[u8])],
+) -> Result<()> {
     let path = files.output.as_path();
     let mut views = HashMap::new();
     for (name, dtype, shape, bytes) in tensors {

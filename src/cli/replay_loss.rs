@@ -14,8 +14,8 @@ use crate::diffusion::shift;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::model::{Gradients, Learning, LoadOptions, Model, TrainArena, TrainSize, layout};
-use crate::train::batch::{Objective, Prepared, TimeWeight};
 use crate::train::Example;
+use crate::train::batch::{Objective, Prepared, TimeWeight};
 
 #[derive(Debug, ClapArgs)]
 pub struct LossArgs {
@@ -111,7 +111,8 @@ pub fn run(args: &LossArgs, context: &Context) -> Result<()> {
     }
     prepared.weigh(objective, 1);
     let tokens = lens.iter().sum();
-    let size = TrainSize { tokens, rows: prepared.batch.targets.len(), length: l, checkpoint: false, rank: 0 };
+    let size =
+        TrainSize { tokens, rows: prepared.batch.targets.len(), length: l, checkpoint: false, rank: 0 };
     let mut arena = TrainArena::new(&backend, model.config(), size)?;
     let entries = layout(&files.config, &files.checkpoint)?.entries;
     let named = entries.iter().map(|e| (e.parameter.clone(), e.shape.iter().product()));
@@ -152,7 +153,9 @@ pub fn run(args: &LossArgs, context: &Context) -> Result<()> {
             out.push((format!("grad.{}", entry.tensor), entry.shape.clone(), little(&numbers)));
         }
     }
-    let views: Vec<_> =
-        out.iter().map(|(name, shape, bytes)| (name.as_str(), Dtype::F32, shape.clone(), bytes.as_slice())).collect();
+    let views: Vec<_> = out
+        .iter()
+        .map(|(name, shape, bytes)| (name.as_str(), Dtype::F32, shape.clone(), bytes.as_slice()))
+        .collect();
     write(&args.files, context, &views)
 }

@@ -47,7 +47,9 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::Io`].
     pub fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let Some(folder) = &self.path else { return Ok(vec![("tokenizer.json", bundled::TOKENIZER.to_vec())]) };
+        let Some(folder) = &self.path else {
+            return Ok(vec![("tokenizer.json", bundled::TOKENIZER.to_vec())]);
+        };
         let there = COPIED.into_iter().filter(|name| folder.join(name).exists());
         there.map(|name| Ok((name, read_limited(&folder.join(name), MOST)?))).collect()
     }

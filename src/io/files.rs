@@ -115,8 +115,11 @@ impl ModelFiles {
         let config = hf_config::from_object(&configs.config)?;
         let mut notes = Vec::new();
         let tokenizer = open_tokenizer(dir, configs.tokenizer.as_ref(), &mut notes)?;
-        let checkpoint =
-            if with_weights { Checkpoint::open(weights)? } else { Checkpoint::empty(&dir.join("config.json")) };
+        let checkpoint = if with_weights {
+            Checkpoint::open(weights)?
+        } else {
+            Checkpoint::empty(&dir.join("config.json"))
+        };
         Self::assemble(
             folder_name(dir),
             Some(dir.to_path_buf()),

@@ -1,7 +1,7 @@
 //! The activations of a training pass: what a backward pass needs of the forward one, sized once.
 
-use super::arena::{head_rows, rope_table};
 use super::Batch;
+use super::arena::{head_rows, rope_table};
 use crate::backend::{Backend, Forward, Inputs};
 use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
@@ -215,6 +215,3 @@ impl<B: Forward> TrainArena<B> {
         Ok(())
     }
 }
-
-
-

@@ -141,13 +141,7 @@ impl<B: Backward> Model<B> {
         };
         let of = back("attention.out", &layer.out, attended, (dx, Rows::dense(c)), q_width, c);
         self.linear_back(of, false, Some(d_attended), adapters, low.as_deref_mut(), gradients)?;
-        let kept = Attended {
-            q: (qkv, at.q),
-            k: (qkv, at.k),
-            v: (qkv, at.v),
-            out: attended,
-            log_sum,
-        };
+        let kept = Attended { q: (qkv, at.q), k: (qkv, at.k), v: (qkv, at.v), out: attended, log_sum };
         let (segments, positions) = (&arena.inputs.segments, &arena.inputs.positions);
         let shape = head_shape(config);
         be.attention_backward(kept, d_attended, shape, segments, positions, mask, d_qkv, [at.q, at.k, at.v])?;

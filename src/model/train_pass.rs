@@ -86,14 +86,7 @@ impl<B: Backward> Model<B> {
         let (be, params) = (&self.backend, &*self.parameters);
         let positions = params.positions.as_ref().map(|table| (table, &arena.inputs.positions));
         let width = self.config.width;
-        be.embed(
-            &params.embedding,
-            &arena.inputs.ids,
-            positions,
-            tokens,
-            width,
-            &mut arena.streams[0],
-        )?;
+        be.embed(&params.embedding, &arena.inputs.ids, positions, tokens, width, &mut arena.streams[0])?;
         for n in 0..params.layers.len() {
             self.train_block(n, tokens, arena, mask, learning, true)?;
         }
@@ -120,7 +113,17 @@ impl<B: Backward> Model<B> {
         let Kept { qkv, attended, log_sum, middle, inner } = &mut kept[if size.checkpoint { 0 } else { n }];
         let mut low = low.as_mut();
         let mut apply = |name: &str, linear, x: &B::Buffer, width, accumulate, to: &mut B::Buffer, place| {
-            self.train_linear(n, name, linear, (x, tokens), width, accumulate, (to, place), low.as_deref_mut(), learning)
+            self.train_linear(
+                n,
+                name,
+                linear,
+                (x, tokens),
+                width,
+                accumulate,
+                (to, place),
+                low.as_deref_mut(),
+                learning,
+            )
         };
         norm(be, config, &layer.attention_norm, x, tokens, normed)?;
         let (q_width, kv_width) = (config.query_width(), config.kv_width());

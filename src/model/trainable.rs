@@ -49,8 +49,7 @@ impl<B: Optimise> Model<B> {
         seed: u64,
         dtype: Dtype,
     ) -> Result<Self> {
-        let take =
-            |_: &str, tensor: &_, layout| backend.trainable_matrix(tensor, layout, dtype).map(Some);
+        let take = |_: &str, tensor: &_, layout| backend.trainable_matrix(tensor, layout, dtype).map(Some);
         let (parameters, memory) = Parameters::synthetic(&backend, &config, seed, Some(&take))?;
         let parameters = Arc::new(parameters);
         Ok(Self { backend, config, special, shift, mask_is_dedicated: true, parameters, memory })

@@ -89,7 +89,11 @@ impl AdapterFiles {
             let shape = match (half, of) {
                 (Some(half), Some(parameter)) => {
                     let Some((linear, [rows, columns])) = linear_of(parameter).zip(entry.map(sizes)) else {
-                        return Err(fail(format!("tensor {name}"), "an adapter of a linear layer".into(), parameter.into()));
+                        return Err(fail(
+                            format!("tensor {name}"),
+                            "an adapter of a linear layer".into(),
+                            parameter.into(),
+                        ));
                     };
                     halves.entry(linear.to_owned()).or_default()[half] = Some(tensor.clone());
                     if half == 0 { [rank, columns] } else { [rows, rank] }
@@ -105,7 +109,11 @@ impl AdapterFiles {
                 }
                 _ => {
                     let got = "a name that is no module of this network".into();
-                    return Err(fail(format!("tensor {name}"), "an adapter of a linear layer, or an embedding".into(), got));
+                    return Err(fail(
+                        format!("tensor {name}"),
+                        "an adapter of a linear layer, or an embedding".into(),
+                        got,
+                    ));
                 }
             };
             if tensor.shape() != shape {
@@ -188,22 +196,31 @@ fn sizes(entry: &Entry) -> [usize; 2] {
 ///
 /// # Errors
 /// Those of [`AdapterFiles::open`] and of reading and writing.
-pub fn merge(files: &ModelFiles, adapter: &Path, target: &Path, mut each: impl FnMut(&str) -> Result<()>) -> Result<()> {
+pub fn merge(
+    files: &ModelFiles,
+    adapter: &Path,
+    target: &Path,
+    mut each: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
     let entries = parameters_of(&files.config);
     let adapter = AdapterFiles::open(adapter, &entries)?;
     let places = layout(&files.config, &files.checkpoint)?;
     let scale = (adapter.alpha / adapter.rank as f64) as f32;
     let mut config = files.config.clone();
     // A head of its own, where the adapter's embedding is not its head too.
-    let untied = config.tied && adapter.head.as_ref().is_some_and(|head| {
-        adapter.embedding.as_ref().is_none_or(|embedding| embedding.bytes() != head.bytes())
-    });
+    let untied = config.tied
+        && adapter.head.as_ref().is_some_and(|head| {
+            adapter.embedding.as_ref().is_none_or(|embedding| embedding.bytes() != head.bytes())
+        });
     config.tied &= !untied;
     let mut specs = Vec::new();
     for entry in parameters_of(&config) {
         let stored = places.tensor(&entry.parameter).or(places.tensor("embedding"));
         let stored = files.checkpoint.require(stored.unwrap_or_default())?;
-        specs.push((entry.parameter, TensorSpec { name: entry.tensor, dtype: stored.dtype(), shape: entry.shape }));
+        specs.push((
+            entry.parameter,
+            TensorSpec { name: entry.tensor, dtype: stored.dtype(), shape: entry.shape },
+        ));
     }
     // Wider formats first, so that all numbers are aligned.
     specs.sort_by_key(|(_, spec)| std::cmp::Reverse(spec.dtype.size()));
@@ -219,7 +236,9 @@ pub fn merge(files: &ModelFiles, adapter: &Path, target: &Path, mut each: impl F
         let stored = match parameter.as_str() {
             "embedding" if adapter.embedding.is_some() => adapter.embedding.as_ref(),
             "head" if adapter.head.is_some() => adapter.head.as_ref(),
-            "head" if files.config.tied => files.checkpoint.get(places.tensor("embedding").unwrap_or_default()),
+            "head" if files.config.tied => {
+                files.checkpoint.get(places.tensor("embedding").unwrap_or_default())
+            }
             parameter => files.checkpoint.get(places.tensor(parameter).unwrap_or_default()),
         };
         let Some(stored) = stored else {
@@ -233,7 +252,10 @@ pub fn merge(files: &ModelFiles, adapter: &Path, target: &Path, mut each: impl F
         write_numbers(&mut writer, &spec.name, &numbers, spec.dtype)?;
     }
     let out = writer.finish()?;
-    out.into_inner().map_err(|e| e.into_error()).and_then(|f| f.sync_all()).map_err(|e| Error::io("write", &path, e))
+    out.into_inner()
+        .map_err(|e| e.into_error())
+        .and_then(|f| f.sync_all())
+        .map_err(|e| Error::io("write", &path, e))
 }
 
 /// `w[o, i] += scale sum_r b[o, r] a[r, i]`; with `transposed`, `w` is `[in, out]`.

@@ -146,8 +146,14 @@ impl Prepared {
             self.batch.targets.extend(pairs().map(|(_, position)| example.ids[part.start + position]));
             self.positions.extend(pairs().map(|(_, position)| part.start + position));
             let fixed = &example.fixed[part];
-            let maskable = fixed.iter().skip(shift::first_predicted(shifted)).filter(|fixed| !**fixed).count();
-            self.sequences.push(Scored { t, rows: from..self.batch.targets.len(), maskable, example: self.examples });
+            let maskable =
+                fixed.iter().skip(shift::first_predicted(shifted)).filter(|fixed| !**fixed).count();
+            self.sequences.push(Scored {
+                t,
+                rows: from..self.batch.targets.len(),
+                maskable,
+                example: self.examples,
+            });
         }
         self.examples += 1;
     }

@@ -179,7 +179,8 @@ impl Export {
                 embedding_numbers = backend.read_parameter(parameter, states.get(&name))?;
             }
         }
-        let halves = adapters.each_mut().map(|(name, parameter)| backend.read_parameter(parameter, states.get(&name)));
+        let halves =
+            adapters.each_mut().map(|(name, parameter)| backend.read_parameter(parameter, states.get(&name)));
         let embeddings = saved.iter().map(|_| Ok(embedding_numbers.clone()));
         for (spec, numbers) in specs.iter().zip(halves.chain(embeddings)) {
             write_numbers(&mut writer, &spec.name, &numbers?, Dtype::F32)?;

@@ -42,11 +42,13 @@ pub struct Best {
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run; its parent must exist.
+    /// Makes the folder of a new run, and what is missing above it.
     ///
     /// # Errors
     /// [`Error::Request`] when it exists and is not empty; [`Error::Io`] when it cannot be made.
     pub fn create(root: &Path) -> Result<Self> {
+        let parent = root.parent().filter(|p| !p.as_os_str().is_empty());
+        parent.map_or(Ok(()), fs::create_dir_all).map_err(|e| Error::io("create the folder of", root, e))?;
         match fs::create_dir(root) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -66,17 +68,14 @@ impl RunFolder {
     /// Says beforehand whether [`create`](Self::create) would refuse the folder.
     ///
     /// # Errors
-    /// [`Error::Request`] when it exists and is not empty, or is a file; [`Error::Io`] when its parent is not there.
+    /// [`Error::Request`] when it exists and is not empty; [`Error::Io`] when it is a file.
     pub fn check_new(root: &Path) -> Result<()> {
         match fs::read_dir(root) {
             Ok(mut entries) => match entries.next() {
                 Some(_) => Err(Self::not_empty(root)),
                 None => Ok(()),
             },
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                fs::metadata(parent).map(drop).map_err(|e| Error::io("create a folder in", parent, e))
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::io("create", root, e)),
         }
     }

@@ -109,9 +109,13 @@ impl<B: Optimise + Backward> Learner<B> {
     ) -> Result<Self> {
         let Shape { trained, narrow, length, checkpoint } = shape;
         let backend = model.backend().clone();
-        let tokens = recipe.batch.checked_mul(length).filter(|&n| u32::try_from(n).is_ok()).ok_or_else(|| {
-            Error::request(format!("--batch {} of --length {length}: more than 2^32 tokens", recipe.batch))
-        })?;
+        let tokens =
+            recipe.batch.checked_mul(length).filter(|&n| u32::try_from(n).is_ok()).ok_or_else(|| {
+                Error::request(format!(
+                    "--batch {} of --length {length}: more than 2^32 tokens",
+                    recipe.batch
+                ))
+            })?;
         let rank = adapters.as_ref().map_or(0, |a| a.rank);
         let size = TrainSize { tokens, rows: tokens, length, checkpoint, rank };
         let arena = TrainArena::new(&backend, model.config(), size)?;
@@ -213,7 +217,9 @@ impl<B: Optimise + Backward> Learner<B> {
         let updates = self.updates;
         let Self { model, adapters, states, gradients, .. } = self;
         for (number, (name, parameter)) in every(model, adapters.as_mut())?.into_iter().enumerate() {
-            let (Some(state), Some(gradient)) = (states.get_mut(&name), gradients.get(&name)) else { continue };
+            let (Some(state), Some(gradient)) = (states.get_mut(&name), gradients.get(&name)) else {
+                continue;
+            };
             let decay = if matches!(parameter, Trainable::Matrix(_)) { recipe.decay } else { 0.0 };
             let step = AdamW {
                 lr: report.lr,
@@ -245,8 +251,7 @@ impl<B: Optimise + Backward> Learner<B> {
         // Not the run's seed: runs are compared on the same masks.
         let rng = Rng::new(0x1ac0_4a11);
         let mut losses = Vec::new();
-        let jobs: Vec<(usize, &Example)> =
-            (0..draws.max(1)).flat_map(|_| examples).enumerate().collect();
+        let jobs: Vec<(usize, &Example)> = (0..draws.max(1)).flat_map(|_| examples).enumerate().collect();
         let total = jobs.len();
         for group in jobs.chunks(self.recipe.batch.max(1)) {
             each()?;
@@ -323,7 +328,10 @@ impl<B: Optimise + Backward> Learner<B> {
         }
         Ok(match worst {
             Some(name) => format!("all weights are finite; the gradient of {name} is not"),
-            None => "all weights and gradients are finite; the loss is not, or the gradient's length overflows".into(),
+            None => {
+                "all weights and gradients are finite; the loss is not, or the gradient's length overflows"
+                    .into()
+            }
         })
     }
 }

@@ -80,13 +80,20 @@ pub fn train<B: Optimise + Backward>(
         watcher.step(&report, start.elapsed().as_secs_f64())?;
         if learner.skipped_in_row >= pace.max_skipped {
             return Err(Error::NonFinite {
-                place: format!("training, step {}: {} steps in a row were skipped", report.step, pace.max_skipped),
+                place: format!(
+                    "training, step {}: {} steps in a row were skipped",
+                    report.step, pace.max_skipped
+                ),
                 found: learner.diagnose()?,
-                hint: "lower --lr, lengthen --warmup, or look at the data; the last checkpoint is intact".into(),
+                hint: "lower --lr, lengthen --warmup, or look at the data; the last checkpoint is intact"
+                    .into(),
             });
         }
         let last = learner.step == pace.steps;
-        if !validation.is_empty() && (last || learner.step.is_multiple_of(pace.validate_every)) && !watcher.stop() {
+        if !validation.is_empty()
+            && (last || learner.step.is_multiple_of(pace.validate_every))
+            && !watcher.stop()
+        {
             measure(learner, validation, draws, watcher)?;
         }
         if last || learner.step.is_multiple_of(pace.save_every) {

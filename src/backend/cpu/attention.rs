@@ -256,7 +256,10 @@ impl<E: Element> Kernel<E> for Task<'_, E> {
             let inverse = if total == E::zero() { E::zero() } else { E::one() / total };
             if let Some(log_sum) = self.log_sum {
                 // SAFETY: row `row % count`, head `row / count` is this task's alone, and exists.
-                unsafe { *log_sum.add(row % count * self.log_sum_stride + row / count) = state.max[row] + total.ln() };
+                unsafe {
+                    *log_sum.add(row % count * self.log_sum_stride + row / count) =
+                        state.max[row] + total.ln()
+                };
             }
             let to = self.out.wrapping_add(row % count * self.out_stride + row / count * d);
             for i in (0..d).step_by(S::LANES) {

@@ -217,9 +217,8 @@ impl<E: Element> Kernel<E> for Task<'_, E> {
         let count = self.positions.len();
         for query in 0..count {
             // SAFETY: the query's gradients, of all heads of the group, are this task's alone.
-            let row = unsafe {
-                std::slice::from_raw_parts_mut(self.dq.0.add(query * self.dq.1), self.group * d)
-            };
+            let row =
+                unsafe { std::slice::from_raw_parts_mut(self.dq.0.add(query * self.dq.1), self.group * d) };
             row.fill(E::zero());
         }
         for first in (0..self.keys).step_by(KEYS) {
@@ -289,7 +288,8 @@ impl<E: Element> Task<'_, E> {
             let q = &self.q.0[row * self.q.1 + head * d..][..d];
             let out = &self.out[row * self.out_stride + head * d..][..d];
             let d_out = &self.d_out[row * self.out_stride + head * d..][..d];
-            let (to_q, to_d) = (&mut state.q[i * padded..][..padded], &mut state.d_out[i * padded..][..padded]);
+            let (to_q, to_d) =
+                (&mut state.q[i * padded..][..padded], &mut state.d_out[i * padded..][..padded]);
             to_q[d..].fill(E::zero());
             to_d[d..].fill(E::zero());
             let mut sum = s.splat(E::zero());

@@ -81,7 +81,13 @@ impl<E: CpuElement> Cpu<E> {
                 let (from, to) = (UNIT * cut.start(task), (UNIT * cut.start(task + 1)).min(width));
                 // SAFETY: columns `from .. to` are this task's alone, and exist.
                 let out = unsafe { shared.part(from, to - from) };
-                self.dispatch(Columns { x: &x[from..], dy: &dy[from..], moments: &moments, stride: width, out });
+                self.dispatch(Columns {
+                    x: &x[from..],
+                    dy: &dy[from..],
+                    moments: &moments,
+                    stride: width,
+                    out,
+                });
             });
         }
         Ok(())

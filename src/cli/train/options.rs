@@ -395,8 +395,7 @@ lora-rank = 0
 "#;
 
 /// Keys that a resumed run may be given anew: they do not change what is learnt.
-pub const FREE: [&str; 5] =
-    ["save-every", "keep-last", "max-skipped", "recompute", "validate-every"];
+pub const FREE: [&str; 5] = ["save-every", "keep-last", "max-skipped", "recompute", "validate-every"];
 
 /// The defaults of a command.
 ///

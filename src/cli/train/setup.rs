@@ -48,7 +48,11 @@ pub fn start(args: &RunArgs, mut table: Table, context: &Context) -> Result<()> 
     let ready = ready(args, &settled, files, context)?;
     let folder = RunFolder::create(&args.output)?;
     let text = toml::to_string(&table).map_err(|e| Error::request(format!("the options: {e}")))?;
-    folder.write_config(&format!("# lacuna {} {}\n{text}", env!("CARGO_PKG_VERSION"), first.command.name()))?;
+    folder.write_config(&format!(
+        "# lacuna {} {}\n{text}",
+        env!("CARGO_PKG_VERSION"),
+        first.command.name()
+    ))?;
     drive(args, ready, &folder, None, context)
 }
 
@@ -178,7 +182,8 @@ type Data = (Box<dyn Examples>, Vec<Example>);
 
 fn data(options: &Options, files: &ModelFiles, plan: &Plan) -> Result<Data> {
     if options.data.is_empty() {
-        let form = if options.command == Command::Sft { "JSON lines" } else { "a file that lacuna pack made" };
+        let form =
+            if options.command == Command::Sft { "JSON lines" } else { "a file that lacuna pack made" };
         return Err(Error::request(format!("--data FILE is needed: {form}")));
     }
     let seed = plan.recipe.seed;
@@ -207,7 +212,10 @@ fn sft(options: &Options, files: &ModelFiles, plan: &Plan, weighted: &[(PathBuf,
         )));
     }
     let tokenizer = files.tokenizer.as_ref().ok_or_else(|| {
-        Error::Tokenizer(format!("{} has no tokenizer.json, and prompts are text; put the file there", files.name))
+        Error::Tokenizer(format!(
+            "{} has no tokenizer.json, and prompts are text; put the file there",
+            files.name
+        ))
     })?;
     let ids = SftIds::of(&files.special)?;
     let mut how = SftOptions::new(plan.length, plan.recipe.seed);
@@ -246,7 +254,9 @@ fn weighted(text: &str) -> Result<(PathBuf, f64)> {
     };
     match weight.parse::<f64>() {
         Ok(weight) if weight > 0.0 && weight.is_finite() => Ok((PathBuf::from(path), weight)),
-        _ => Err(Error::request(format!("--data {text}: expected FILE=WEIGHT with a weight above 0, got {weight}"))),
+        _ => Err(Error::request(format!(
+            "--data {text}: expected FILE=WEIGHT with a weight above 0, got {weight}"
+        ))),
     }
 }
 

@@ -134,7 +134,10 @@ impl<B: Optimise + Backward> Watcher<B> for Show<'_> {
             skipped: report.skipped,
         })?;
         if report.skipped {
-            self.say(&format!("step {}: loss or gradient is not finite; the weights stay as they are", report.step));
+            self.say(&format!(
+                "step {}: loss or gradient is not finite; the weights stay as they are",
+                report.step
+            ));
         } else {
             let mix = |old: f64, new: f64| MEMORY * old + (1.0 - MEMORY) * new;
             self.means = Some(match self.means {
@@ -145,7 +148,8 @@ impl<B: Optimise + Backward> Watcher<B> for Show<'_> {
         self.bar.set_position(report.step);
         if let Some([loss, nelbo]) = self.means {
             let speed = rate(self.tokens, self.seconds);
-            let held_out = self.validation.map_or(String::new(), |(_, v)| format!("  held-out {:.3}", v.nelbo));
+            let held_out =
+                self.validation.map_or(String::new(), |(_, v)| format!("  held-out {:.3}", v.nelbo));
             self.bar.set_message(format!("loss {loss:.3}  nelbo {nelbo:.3}{held_out}  {speed:.0} tokens/s"));
         }
         Ok(())
@@ -204,8 +208,9 @@ pub struct Summary {
 impl Summary {
     /// For programs.
     pub fn json(&self) -> Value {
-        let validation =
-            self.validation.map(|(step, v)| json!({"step": step, "nelbo": v.nelbo, "standard_error": v.standard_error}));
+        let validation = self
+            .validation
+            .map(|(step, v)| json!({"step": step, "nelbo": v.nelbo, "standard_error": v.standard_error}));
         json!({
             "steps": self.steps,
             "of": self.total,
