@@ -1,5 +1,6 @@
 //! `lacuna adapt`, `pretrain`, `sft` and `train-ar`: one loop, four recipes.
 
+mod flags;
 mod options;
 mod recipe;
 mod setup;
@@ -11,9 +12,8 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use toml::Table;
 
-use self::options::{
-    AnnealArgs, ArArgs, Command, CommonArgs, DiffusionArgs, SftArgs, defaults, differences, typed,
-};
+use self::flags::{AnnealArgs, ArArgs, CommonArgs, DiffusionArgs, SftArgs};
+use self::options::{Command, defaults, differences, typed};
 use super::Context;
 use super::args::{DeviceArgs, GemmName};
 use super::terminal::note;
