@@ -69,17 +69,17 @@ pub struct CommonArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
 
-    /// [default: 0.9]
+    /// Memory of the mean of gradients [default: 0.9]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Optimiser")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta1: Option<f64>,
 
-    /// [default: 0.95]
+    /// Memory of the mean of their squares [default: 0.95]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Optimiser")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta2: Option<f64>,
 
-    /// [default: 1e-8]
+    /// Added to the root of the mean of squares [default: 1e-8]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Optimiser")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eps: Option<f64>,
@@ -179,12 +179,12 @@ pub struct DiffusionArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_rule: Option<String>,
 
-    /// Weigh tokens by how badly they are predicted: loss u counts alpha (1 - e^-u)^gamma u [default: 1]
+    /// Weigh tokens by how badly they are predicted: loss u counts alpha (1 - e^-u)^gamma u. This alpha [default: 1]
     #[arg(long, value_name = "ALPHA", allow_negative_numbers = true, help_heading = "Diffusion")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub focal_alpha: Option<f64>,
 
-    /// [default: 0, which weighs all the same]
+    /// The gamma of it [default: 0, which weighs all the same]
     #[arg(long, value_name = "GAMMA", allow_negative_numbers = true, help_heading = "Diffusion")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub focal_gamma: Option<f64>,

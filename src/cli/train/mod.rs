@@ -81,13 +81,13 @@ Examples:
 #[command(after_help = ADAPT)]
 pub struct Adapt {
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
     common: CommonArgs,
     #[command(flatten)]
     diffusion: DiffusionArgs,
     #[command(flatten)]
     anneal: AnnealArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 const PRETRAIN: &str = "\
@@ -103,11 +103,11 @@ Example:
 #[command(after_help = PRETRAIN)]
 pub struct Pretrain {
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
     common: CommonArgs,
     #[command(flatten)]
     diffusion: DiffusionArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 const SFT: &str = "\
@@ -125,13 +125,13 @@ Examples:
 #[command(after_help = SFT)]
 pub struct Sft {
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
     common: CommonArgs,
     #[command(flatten)]
     diffusion: DiffusionArgs,
     #[command(flatten)]
     sft: SftArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 const TRAIN_AR: &str = "\
@@ -147,11 +147,11 @@ Example:
 #[command(after_help = TRAIN_AR)]
 pub struct TrainAr {
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
     common: CommonArgs,
     #[command(flatten)]
     ar: ArArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 impl Adapt {
