@@ -38,8 +38,9 @@ impl TokenWeight {
             return self.alpha;
         }
         let (miss, hit) = ((-(-u).exp_m1()).max(0.0), (-u).exp());
-        // u (1 - e^-u)^(gamma - 1) tends to 0 or a finite number with u, except for gamma < 1.
-        let second = if miss == 0.0 { 0.0 } else { self.gamma * miss.powf(self.gamma - 1.0) * hit * u };
+        // An infinite loss has a slope too. u (1 - e^-u)^(gamma - 1) tends to 0 or a finite number with u, except for gamma < 1.
+        let second =
+            if miss == 0.0 || hit == 0.0 { 0.0 } else { self.gamma * miss.powf(self.gamma - 1.0) * hit * u };
         self.alpha * (miss.powf(self.gamma) + second)
     }
 }
@@ -213,4 +214,29 @@ pub trait Backward: Forward {
         token: TokenWeight,
         nll: &mut Self::Floats,
     ) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slope_is_that_of_the_value() {
+        for token in [
+            TokenWeight::NONE,
+            TokenWeight { alpha: 0.25, gamma: 2.0 },
+            TokenWeight { alpha: 2.0, gamma: 0.5 },
+        ] {
+            for u in [1e-3, 0.1, 1.0, 5.0, 40.0] {
+                let h = 1e-6 * u;
+                let difference = (token.value(u + h) - token.value(u - h)) / (2.0 * h);
+                assert!(
+                    (token.slope(u) - difference).abs() < 1e-6 * difference.abs().max(1e-3),
+                    "{token:?} at {u}"
+                );
+            }
+            assert_eq!(token.slope(f64::INFINITY), token.alpha);
+        }
+        assert_eq!(TokenWeight { alpha: 1.0, gamma: 2.0 }.slope(0.0), 0.0);
+    }
 }
