@@ -45,7 +45,7 @@ pub fn start(args: &RunArgs, mut table: Table, context: &Context) -> Result<()> 
     if settled.add_mask_token {
         add_mask_token(&mut files)?;
     }
-    let ready = ready(args, &settled, files, context)?;
+    let ready = ready(args, &settled, files, false, context)?;
     let folder = RunFolder::create(&args.output)?;
     let text = toml::to_string(&table).map_err(|e| Error::request(format!("the options: {e}")))?;
     folder.write_config(&format!(
@@ -77,7 +77,7 @@ pub fn resume(args: &RunArgs, folder: RunFolder, table: Table, context: &Context
     } else {
         ModelFiles::open(&path)?
     };
-    let mut ready = ready(args, &settled, files, context)?;
+    let mut ready = ready(args, &settled, files, true, context)?;
     checkpoint::restore(&path, &mut ready.learner)?;
     if ready.learner.step != step {
         return Err(Error::Config {
@@ -101,7 +101,13 @@ fn scratch(options: &Options) -> bool {
     options.command == Command::Pretrain || options.from_scratch
 }
 
-fn ready(args: &RunArgs, options: &Options, mut files: ModelFiles, context: &Context) -> Result<Ready> {
+fn ready(
+    args: &RunArgs,
+    options: &Options,
+    mut files: ModelFiles,
+    resumed: bool,
+    context: &Context,
+) -> Result<Ready> {
     let backend = device::training(&args.device())?;
     if let Some(id) = options.mask_id {
         let vocab = files.config.vocab_size;
@@ -119,7 +125,7 @@ fn ready(args: &RunArgs, options: &Options, mut files: ModelFiles, context: &Con
     tell(args, &data.describe());
     context.interrupt.check()?;
     let base = options.model.clone().unwrap_or_else(|| files.name.clone());
-    let mut model = model(options, &files, &plan, backend.clone())?;
+    let mut model = model(options, &files, &plan, resumed, backend.clone())?;
     let shift = plan.recipe.objective.shift();
     model.set_shift(shift);
     let config = model.config().clone();
@@ -137,9 +143,15 @@ fn ready(args: &RunArgs, options: &Options, mut files: ModelFiles, context: &Con
     Ok(Ready { learner, data, validation, plan, export, base })
 }
 
-fn model(options: &Options, files: &ModelFiles, plan: &Plan, backend: Cpu<f32>) -> Result<Model<Cpu<f32>>> {
+fn model(
+    options: &Options,
+    files: &ModelFiles,
+    plan: &Plan,
+    resumed: bool,
+    backend: Cpu<f32>,
+) -> Result<Model<Cpu<f32>>> {
     // A resumed run from scratch has its weights in the checkpoint.
-    if scratch(options) && files.checkpoint.is_empty() || scratch(options) && !resumed(files) {
+    if scratch(options) && !resumed {
         let (config, special) = (files.config.clone(), files.special.clone());
         let shift = plan.recipe.objective.shift();
         return Model::untrained(backend, config, special, shift, plan.recipe.seed, plan.weights);
@@ -150,11 +162,6 @@ fn model(options: &Options, files: &ModelFiles, plan: &Plan, backend: Cpu<f32>) 
         Some(lora) => (lora.embedding && parameter == "embedding").then_some(Dtype::F32),
     };
     Model::load_trainable(backend, files, dtype)
-}
-
-/// Whether the files are a checkpoint of a run.
-fn resumed(files: &ModelFiles) -> bool {
-    files.path.as_ref().is_some_and(|path| path.join("trainer.json").exists())
 }
 
 type Trained = (Option<Adapters<Cpu<f32>>>, Vec<(String, usize)>);
