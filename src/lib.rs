@@ -1,5 +1,5 @@
 //! **lacuna** runs masked diffusion language models (DiffuGPT, DiffuLLaMA and their kin): it fills
-//! the gaps of a text by denoising, many tokens a step.
+//! the gaps of a text by denoising, many tokens a step. It also trains them ([`train`]), on the CPU.
 //!
 //! ```
 //! use std::sync::Arc;
