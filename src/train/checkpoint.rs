@@ -111,11 +111,11 @@ fn entries<B: Optimise + Backward>(learner: &mut Learner<B>) -> Result<Vec<Optim
     let (moments, narrow) = (learner.recipe.moments, learner.narrow);
     let Learner { model, adapters, .. } = learner;
     let mut entries = Vec::new();
-    for (name, parameter) in every(model, adapters.as_mut())? {
+    for (name, _) in every(model, adapters.as_mut())? {
         let Some(&len) = sizes.get(&name) else { continue };
-        let matrix = matches!(parameter, crate::backend::Trainable::Matrix(_));
+        // The file of weights is in bf16; norms and biases are in f32 all the same, and have their numbers here too.
         // Adapters are in f32 whatever the weights are in.
-        let master = narrow && matrix && !name.contains(".lora_");
+        let master = narrow && !name.contains(".lora_");
         entries.push(OptimizerEntry { name, shape: vec![len], moments, master });
     }
     Ok(entries)

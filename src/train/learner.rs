@@ -251,6 +251,8 @@ impl<B: Optimise + Backward> Learner<B> {
         // Not the run's seed: runs are compared on the same masks.
         let rng = Rng::new(0x1ac0_4a11);
         let mut losses = Vec::new();
+        // Without times and masks every draw is the same.
+        let draws = if objective == Objective::Autoregressive { 1 } else { draws };
         let jobs: Vec<(usize, &Example)> = (0..draws.max(1)).flat_map(|_| examples).enumerate().collect();
         let total = jobs.len();
         for group in jobs.chunks(self.recipe.batch.max(1)) {

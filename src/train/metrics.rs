@@ -34,7 +34,7 @@ pub struct StepRecord {
     pub examples: u64,
     /// Tokens of this step.
     pub tokens: u64,
-    /// What was minimised: nats per masked token, weighted.
+    /// The paper's loss, whatever was minimised: nats per masked token, weighted 1/t.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Nats per masked token.
