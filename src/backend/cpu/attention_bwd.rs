@@ -50,7 +50,7 @@ impl<E: CpuElement> Cpu<E> {
             return Err(Error::Shape { op: OP, what, expected: kv_heads, got: heads });
         }
         let width = check::product(OP, "heads", heads, head_dim)?;
-        let kv_width = kv_heads * head_dim;
+        let kv_width = check::product(OP, "key/value heads", kv_heads, head_dim)?;
         let over = |what| Error::Shape { op: OP, what, expected: usize::MAX, got: usize::MAX };
         let (mut q_rows, mut k_rows, mut work) = (0, 0, 0_usize);
         for s in segments {
@@ -118,7 +118,8 @@ impl<E: CpuElement> Cpu<E> {
 
 /// The three places are columns of the same rows, and share none.
 fn apart(op: &'static str, places: [Rows; 3], widths: [usize; 3]) -> Result<()> {
-    let mut spans: Vec<(usize, usize)> = places.iter().zip(widths).map(|(p, w)| (p.at, p.at + w)).collect();
+    let mut spans: Vec<(usize, usize)> =
+        places.iter().zip(widths).map(|(p, w)| (p.at, p.at.saturating_add(w))).collect();
     spans.sort_unstable();
     let stride = places[0].stride;
     let ordered = spans.windows(2).all(|pair| pair[0].1 <= pair[1].0);
@@ -141,7 +142,8 @@ fn dense_from<E: CpuElement>(buffer: &Buffer<E>, segment: Segment, width: usize,
 
 fn at<E>(shared: &Shared<'_, E>, place: Rows, row: usize, column: usize) -> *mut E {
     // Of a segment without rows this may lie behind the end; it is not written through then.
-    shared.at(0).wrapping_add(place.at + row * place.stride + column)
+    let number = row.wrapping_mul(place.stride).wrapping_add(place.at).wrapping_add(column);
+    shared.at(0).wrapping_add(number)
 }
 
 /// One key/value head of one segment. Slices begin at its first row and column; strides go with them.

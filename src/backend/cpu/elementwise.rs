@@ -105,7 +105,7 @@ impl<E: CpuElement> Cpu<E> {
         check::at_least(OP, "gate_up", both, gate_up.len())?;
         check::at_least(OP, "d_out", total, d_out.len())?;
         check::at_least(OP, "d_gate_up", both, d_gate_up.len())?;
-        if width == 0 {
+        if total == 0 {
             return Ok(());
         }
         let shared = Shared::new(d_gate_up.as_mut_slice());

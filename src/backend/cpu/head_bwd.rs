@@ -14,7 +14,7 @@ use super::simd::{CpuElement, Kernel, Simd};
 use super::{Buffer, Cpu};
 use crate::backend::TokenWeight;
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl<E: CpuElement> Cpu<E> {
     #[allow(clippy::too_many_arguments)]
@@ -29,6 +29,10 @@ impl<E: CpuElement> Cpu<E> {
         nll: &mut Buffer<f32>,
     ) -> Result<()> {
         const OP: &str = "cross_entropy_backward";
+        if rows.start > rows.end {
+            let (expected, got) = (rows.start, rows.end);
+            return Err(Error::Shape { op: OP, what: "end of the rows", expected, got });
+        }
         let count = rows.len();
         check::at_least(OP, "logits", check::product(OP, "logits", count, vocab)?, logits.len())?;
         check::at_least(OP, "weights", rows.end, weights.len())?;
