@@ -8,21 +8,21 @@ use crate::naive;
 use crate::support::*;
 
 /// Rows of q | k | v for some segments, in which keys and queries are the same rows.
-struct Case {
-    shape: HeadShape,
-    segments: Vec<Segment>,
-    q_pos: Vec<u32>,
-    stride: usize,
-    qkv: Vec<f64>,
-    rows: usize,
+pub struct Case {
+    pub shape: HeadShape,
+    pub segments: Vec<Segment>,
+    pub q_pos: Vec<u32>,
+    pub stride: usize,
+    pub qkv: Vec<f64>,
+    pub rows: usize,
 }
 
-fn head_shape(heads: usize, kv_heads: usize, head_dim: usize) -> HeadShape {
+pub fn head_shape(heads: usize, kv_heads: usize, head_dim: usize) -> HeadShape {
     HeadShape { heads, kv_heads, head_dim, scale: 1.3 / (head_dim as f64).sqrt() }
 }
 
 impl Case {
-    fn new(random: &mut Random, shape: HeadShape, lengths: &[usize]) -> Self {
+    pub fn new(random: &mut Random, shape: HeadShape, lengths: &[usize]) -> Self {
         let stride = (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3;
         let rows = lengths.iter().sum();
         let mut case =
@@ -38,19 +38,19 @@ impl Case {
         case
     }
 
-    fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         self.shape.heads * self.shape.head_dim
     }
 
-    fn k_at(&self) -> usize {
+    pub fn k_at(&self) -> usize {
         self.width()
     }
 
-    fn v_at(&self) -> usize {
+    pub fn v_at(&self) -> usize {
         self.width() + self.shape.kv_heads * self.shape.head_dim
     }
 
-    fn run<E: CpuElement>(&self, cpu: &Cpu<E>, mask: Mask<'_>) -> Vec<E> {
+    pub fn run<E: CpuElement>(&self, cpu: &Cpu<E>, mask: Mask<'_>) -> Vec<E> {
         let qkv = upload(cpu, &self.qkv);
         let mut out = poisoned(cpu, self.rows * self.width());
         let place = |at| (&qkv, Rows { at, stride: self.stride });
@@ -84,7 +84,7 @@ impl Case {
 }
 
 /// The masks over segments of at most `len` tokens: words and bytes drawn at random, some rows blind.
-struct Masks {
+pub struct Masks {
     words: Vec<u32>,
     stride: usize,
     allow: Vec<u8>,
@@ -92,7 +92,7 @@ struct Masks {
 }
 
 impl Masks {
-    fn new(random: &mut Random, len: usize, segments: usize) -> Self {
+    pub fn new(random: &mut Random, len: usize, segments: usize) -> Self {
         let stride = len.div_ceil(32) + 1;
         let words = (0..len * stride).map(|_| (random.bits() & random.bits()) as u32).collect();
         let mut allow: Vec<u8> =
@@ -103,7 +103,7 @@ impl Masks {
         Masks { words, stride, allow, len }
     }
 
-    fn all(&self) -> [Mask<'_>; 5] {
+    pub fn all(&self) -> [Mask<'_>; 5] {
         [
             Mask::Full,
             Mask::Causal,
@@ -115,7 +115,7 @@ impl Masks {
 }
 
 /// The definition of each mask.
-fn seen(mask: Mask<'_>, segment: usize, query: usize, key: usize) -> bool {
+pub fn seen(mask: Mask<'_>, segment: usize, query: usize, key: usize) -> bool {
     match mask {
         Mask::Full => true,
         Mask::Causal => key <= query,

@@ -118,3 +118,59 @@ pub fn assert_same<E: CpuElement>(out: &[E], expected: &[E], what: &str) {
         );
     }
 }
+
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// At some coordinates of `x`, `gradient` is what central differences of `loss` say. The step is exact in f32 too, for
+/// numbers of [`Random`].
+#[track_caller]
+pub fn assert_gradient(x: &[f64], gradient: &[f64], what: &str, loss: impl Fn(&[f64]) -> f64) {
+    assert_eq!(x.len(), gradient.len(), "{what}");
+    const STEP: f64 = 1.0 / (1 << 14) as f64;
+    const SAMPLE: usize = 16;
+    let mut random = Random::new(x.len() as u64);
+    let (mut error, mut norm) = (0.0, 0.0);
+    for i in 0..x.len().min(SAMPLE) {
+        let at = if x.len() <= SAMPLE { i } else { random.below(x.len()) };
+        let moved = |by: f64| {
+            let mut x = x.to_vec();
+            x[at] += by;
+            loss(&x)
+        };
+        let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+        error += (slope - gradient[at]).powi(2);
+        norm += gradient[at].powi(2);
+    }
+    let (error, norm) = (f64::sqrt(error), f64::sqrt(norm));
+    assert!(error <= 1e-6 * norm, "{what}: error {error:e} of norm {norm:e}");
+}
+
+/// Each result in f32 is close to that in f64, and both have the same bits at every level and number of threads. An
+/// operation is generic over the element type, which a closure cannot be.
+#[track_caller]
+pub fn assert_agrees(
+    what: &str,
+    narrow: impl Fn(&Cpu<f32>) -> Vec<Vec<f32>>,
+    wide: impl Fn(&Cpu<f64>) -> Vec<Vec<f64>>,
+) {
+    let (single, double) = (narrow(&fast()), wide(&fast()));
+    assert_eq!(single.len(), double.len(), "{what}");
+    for (i, (a, b)) in single.iter().zip(&double).enumerate() {
+        let a: Vec<f64> = a.iter().map(|&x| x.into()).collect();
+        assert_close::<f32>(&a, b, &format!("{what}, result {i}"));
+    }
+    for level in levels() {
+        for threads in 1..=3 {
+            let what = format!("{what}, {level}, {threads} threads");
+            for (a, b) in narrow(&backend(threads, level)).iter().zip(&single) {
+                assert_same(a, b, &what);
+            }
+            for (a, b) in wide(&backend(threads, level)).iter().zip(&double) {
+                assert_same(a, b, &what);
+            }
+        }
+    }
+}
