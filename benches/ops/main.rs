@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod backward;
 mod cuda;
 mod embedding;
 mod head;
@@ -18,6 +19,7 @@ criterion::criterion_group!(
     matmul::bench,
     embedding::bench,
     attention::bench,
+    backward::bench,
     head::bench,
     norm::bench,
     optim::bench,
