@@ -6,17 +6,19 @@ use crate::error::Result;
 use crate::io::{ModelFiles, SpecialId};
 
 /// Adds a row to the embedding (and to an untied head), the mean of the others, and makes it the mask token: how
-/// DiffuGPT-M got id 50257.
+/// DiffuGPT-M got id 50257. Files without weights, of which only the shape is used, get a larger vocabulary.
 ///
 /// # Errors
 /// Those of [`layout`].
 pub fn add_mask_token(files: &mut ModelFiles) -> Result<u32> {
-    let places = layout(&files.config, &files.checkpoint)?;
-    for parameter in ["embedding", "head"] {
-        let Some(name) = places.tensor(parameter) else { continue };
-        let grown = with_mean_row(files.checkpoint.require(name)?)?;
-        let name = name.to_owned();
-        files.checkpoint.replace(&name, grown);
+    if !files.checkpoint.is_empty() {
+        let places = layout(&files.config, &files.checkpoint)?;
+        for parameter in ["embedding", "head"] {
+            let Some(name) = places.tensor(parameter) else { continue };
+            let grown = with_mean_row(files.checkpoint.require(name)?)?;
+            let name = name.to_owned();
+            files.checkpoint.replace(&name, grown);
+        }
     }
     let id = files.config.vocab_size as u32;
     files.config.vocab_size += 1;
