@@ -243,3 +243,29 @@ fn steps_of_adamw() {
     }
     assert!(checked > 100_000, "only {checked} numbers");
 }
+
+/// The logits of a pass are formed a chunk at a time: 4 Mi numbers at most, however much goes through the network.
+#[test]
+fn the_workspace_of_the_head_is_bounded() {
+    let files = ModelFiles::open(&fixture("golden/gpt2-tiny")).unwrap();
+    let logits = |vocab_size: usize, tokens: usize| {
+        let config = lacuna::config::ModelConfig { vocab_size, ..files.config.clone() };
+        let size = TrainSize { tokens, rows: tokens, length: 64, checkpoint: false, rank: 0 };
+        size.numbers(&config)[1]
+    };
+    for vocab in [97, 1024, 8192, 50_257, 128_256, 262_144, 500_000] {
+        let bound = 4 << 20;
+        let largest = logits(vocab, 1 << 10);
+        assert!(largest >= vocab as u128 && largest <= bound, "{vocab}: {largest}");
+        for tokens in [1 << 12, 1 << 16, 1 << 24, 1 << 40] {
+            assert_eq!(logits(vocab, tokens), largest, "{vocab} tokens, {tokens} rows");
+        }
+        assert_eq!(logits(vocab, 1), vocab as u128);
+    }
+    // The activations do grow, and fewer are kept where layers are computed again.
+    let numbers = |tokens, checkpoint| {
+        TrainSize { tokens, rows: tokens, length: 64, checkpoint, rank: 0 }.numbers(&files.config)[0]
+    };
+    assert_eq!(numbers(4096, false), 2 * numbers(2048, false));
+    assert!(numbers(4096, true) < numbers(4096, false));
+}
