@@ -113,7 +113,7 @@ impl Entry {
 /// What a plot shows of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
-    /// Step and training loss; NaN where there was none.
+    /// Step and training NELBO, on the scale of the validations; NaN where there was none.
     pub training: Vec<(u64, f64)>,
     pub validation: Vec<(u64, Validation)>,
 }
@@ -121,7 +121,7 @@ pub struct History {
 impl History {
     pub fn add(&mut self, entry: &Entry) {
         match *entry {
-            Entry::Step(record) => self.training.push((record.step, record.loss)),
+            Entry::Step(record) => self.training.push((record.step, record.nelbo)),
             Entry::Validation(step, validation) => self.validation.push((step, validation)),
         }
     }

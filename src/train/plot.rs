@@ -129,7 +129,7 @@ fn draw(history: &History, svg: &mut String) -> Result<(), DrawingAreaErrorKind<
         .label_style(font(15))
         .axis_desc_style(font(16))
         .x_desc("step")
-        .y_desc("loss (nats per token)")
+        .y_desc("NELBO (nats per token)")
         .draw()?;
 
     let line = |color: RGBAColor, width: u32| color.stroke_width(width);
@@ -139,11 +139,11 @@ fn draw(history: &History, svg: &mut String) -> Result<(), DrawingAreaErrorKind<
         let cut = |points: Vec<Point>| points.into_iter().map(move |(x, y)| (x, y.clamp(low, high)));
         chart
             .draw_series(LineSeries::new(cut(thinned(&raw)), faint))?
-            .label("training loss, each step")
+            .label("training, each step")
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], RAW.mix(0.45).stroke_width(2)));
         chart
             .draw_series(LineSeries::new(cut(thinned(&average)), dark))?
-            .label("training loss, smoothed")
+            .label("training, smoothed")
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], dark));
     }
     if !validation.is_empty() {
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn says_what_it_shows() {
         let text = svg(&history(300));
-        for word in ["step", "loss (nats per token)", "training loss, smoothed", "NELBO on validation"] {
+        for word in ["step", "NELBO (nats per token)", "training, smoothed", "NELBO on validation"] {
             assert!(text.contains(word), "{word}");
         }
         assert_eq!(text.matches("<circle").count(), 12, "eleven markers, one in the legend");
