@@ -1,18 +1,16 @@
-//! Operations on numbers one by one: activations and their gradients, rotation back, and the small change of a
-//! training pass.
+//! Operations on numbers one by one: activations and their gradients, and the small change of a training pass.
 //!
 //! Contract: buffers are flat. `activation`: `out[i] = f(x[i])`. `activation_backward`: `d[i] *= f'(x[i])`.
-//! `swiglu_backward`: from gate | up and `d` of the product, the gradients of gate | up. `rope_backward`: rotation by
-//! the negative angle, in place. No sum is taken, so no order matters.
+//! `swiglu_backward`: from gate | up and `d` of the product, the gradients of gate | up.
+//! No sum is taken, so no order matters.
 
 use super::buffer::Shared;
 use super::check;
 use super::simd::{CpuElement, Kernel, Simd, activate, activation_slope};
 use super::{Buffer, Cpu};
-use crate::backend::Rows;
 use crate::config::Activation;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What happens to a number.
 #[derive(Clone, Copy)]
@@ -120,40 +118,6 @@ impl<E: CpuElement> Cpu<E> {
         });
         Ok(())
     }
-
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn rope_backward_impl(
-        &self,
-        dx: &mut Buffer<E>,
-        at: Rows,
-        rows: usize,
-        heads: usize,
-        head_dim: usize,
-        positions: &Buffer<u32>,
-        table: &Buffer<E>,
-    ) -> Result<()> {
-        const OP: &str = "rope_backward";
-        if !head_dim.is_multiple_of(2) {
-            let what = "head width, which must be even";
-            return Err(Error::Shape { op: OP, what, expected: head_dim + 1, got: head_dim });
-        }
-        let width = check::product(OP, "heads", heads, head_dim)?;
-        check::placed(OP, "dx", at, rows, width, dx.len(), true)?;
-        if width == 0 {
-            return Ok(());
-        }
-        let positions = check::indices(OP, "position", positions.as_slice(), rows, table.len() / head_dim)?;
-        let shared = Shared::new(dx.as_mut_slice());
-        self.for_row_blocks(rows, width, |first, end| {
-            for (t, &position) in (first..end).zip(&positions[first..end]) {
-                // SAFETY: row t is this task's alone; `placed` checked that it lies in `dx`.
-                let row = unsafe { shared.part(at.at + t * at.stride, width) };
-                let angles = &table.as_slice()[position as usize * head_dim..][..head_dim];
-                self.dispatch(RopeBackward { row, angles });
-            }
-        });
-        Ok(())
-    }
 }
 
 struct Mapped<'a, E> {
@@ -213,36 +177,6 @@ impl<E: Element> Kernel<E> for SwiGluBackward<'_, E> {
                     s.store_part(d_gate.as_mut_ptr().add(i), s.mul(s.mul(d, u), slope), n);
                     let active = activate(s, Activation::Silu, g);
                     s.store_part(d_up.as_mut_ptr().add(i), s.mul(d, active), n);
-                }
-            }
-        }
-    }
-}
-
-struct RopeBackward<'a, E> {
-    row: &'a mut [E],
-    /// Cosines, then sines.
-    angles: &'a [E],
-}
-
-impl<E: Element> Kernel<E> for RopeBackward<'_, E> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<E>>(self, s: S) {
-        let half = self.angles.len() / 2;
-        let (cosines, sines) = self.angles.split_at(half);
-        for head in self.row.chunks_exact_mut(2 * half) {
-            let (a, b) = head.split_at_mut(half);
-            for i in (0..half).step_by(S::LANES) {
-                let n = S::LANES.min(half - i);
-                // SAFETY: the four slices hold `half` numbers each, of which `i .. i + n` exist.
-                unsafe {
-                    let (cos, sin) =
-                        (s.load_part(cosines.as_ptr().add(i), n), s.load_part(sines.as_ptr().add(i), n));
-                    let (x, y) = (s.load_part(a.as_ptr().add(i), n), s.load_part(b.as_ptr().add(i), n));
-                    s.store_part(a.as_mut_ptr().add(i), s.fma(x, cos, s.mul(y, sin)), n);
-                    s.store_part(b.as_mut_ptr().add(i), s.sub(s.mul(y, cos), s.mul(x, sin)), n);
                 }
             }
         }
