@@ -41,7 +41,11 @@ impl Export {
             Family::Gpt2 => ("gpt2", "GPT2LMHeadModel"),
             Family::Llama => ("llama", "LlamaForCausalLM"),
         };
-        let declared = if dtype == Dtype::F32 { "float32" } else { "bfloat16" };
+        let declared = match dtype {
+            Dtype::F32 => "float32",
+            Dtype::F16 => "float16",
+            Dtype::Bf16 => "bfloat16",
+        };
         json.insert("model_type".into(), kind.into());
         json.insert("architectures".into(), json!([architecture]));
         json.insert("vocab_size".into(), config.vocab_size.into());

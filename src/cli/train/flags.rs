@@ -25,7 +25,7 @@ pub struct CommonArgs {
     pub validation: Option<PathBuf>,
 
     /// Optimiser steps in all
-    #[arg(long, value_name = "N", help_heading = "How long")]
+    #[arg(long, value_name = "N", value_parser = whole(), help_heading = "How long")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
 
@@ -55,7 +55,7 @@ pub struct CommonArgs {
     pub schedule: Option<String>,
 
     /// Steps of rising learning rate at the start [default: a twentieth of --steps]
-    #[arg(long, value_name = "N", help_heading = "Optimiser")]
+    #[arg(long, value_name = "N", value_parser = whole(), help_heading = "Optimiser")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup: Option<u64>,
 
@@ -105,7 +105,7 @@ pub struct CommonArgs {
     pub recompute: bool,
 
     /// Decides data order, times, masks and initial weights [default: 0]
-    #[arg(long, value_name = "N", help_heading = "How long")]
+    #[arg(long, value_name = "N", value_parser = whole(), help_heading = "How long")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
 
@@ -115,7 +115,7 @@ pub struct CommonArgs {
     pub document_attention: bool,
 
     /// Measure on --validation every N steps [default: a tenth of --steps]
-    #[arg(long, value_name = "N", help_heading = "Measuring")]
+    #[arg(long, value_name = "N", value_parser = whole(), help_heading = "Measuring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validate_every: Option<u64>,
 
@@ -130,7 +130,7 @@ pub struct CommonArgs {
     pub validation_draws: Option<usize>,
 
     /// Save a checkpoint every N steps [default: a tenth of --steps]
-    #[arg(long, value_name = "N", help_heading = "Saving")]
+    #[arg(long, value_name = "N", value_parser = whole(), help_heading = "Saving")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub save_every: Option<u64>,
 
@@ -140,7 +140,7 @@ pub struct CommonArgs {
     pub keep_last: Option<usize>,
 
     /// Stop after so many steps in a row whose loss or gradient is not finite [default: 10]
-    #[arg(long, value_name = "N", help_heading = "Measuring")]
+    #[arg(long, value_name = "N", value_parser = whole(), help_heading = "Measuring")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_skipped: Option<u64>,
 }
@@ -195,7 +195,7 @@ pub struct DiffusionArgs {
 #[serde(rename_all = "kebab-case")]
 pub struct AnnealArgs {
     /// Steps over which attention goes from causal to bidirectional [default: a fifth of --steps]
-    #[arg(long, value_name = "N", help_heading = "Diffusion", conflicts_with = "no_anneal")]
+    #[arg(long, value_name = "N", value_parser = whole(), help_heading = "Diffusion", conflicts_with = "no_anneal")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub anneal_steps: Option<u64>,
 
@@ -258,6 +258,11 @@ pub struct ArArgs {
     #[arg(long, help_heading = "What")]
     #[serde(skip_serializing_if = "is_false")]
     pub from_scratch: bool,
+}
+
+/// A whole number that a TOML file can hold.
+fn whole() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(..1 << 63)
 }
 
 fn is_false(on: &bool) -> bool {

@@ -99,6 +99,7 @@ pub fn plan(options: &Options, files: &ModelFiles, mask_id: Option<u32>) -> Resu
             files.config.max_positions, files.name
         )));
     }
+    foreign(options)?;
     let diffusion = options.command != Command::TrainAr;
     let time = word(
         "time-weight",
@@ -121,6 +122,11 @@ pub fn plan(options: &Options, files: &ModelFiles, mask_id: Option<u32>) -> Resu
     } else {
         Objective::Autoregressive
     };
+    if objective.shift() && length < 2 {
+        return Err(Error::request(
+            "--length 1: expected 2 or more: a token is predicted from the row before it",
+        ));
+    }
     let attention = match options.command {
         Command::TrainAr => Attention::Causal,
         Command::Adapt if !options.no_anneal => {
@@ -195,6 +201,35 @@ pub fn plan(options: &Options, files: &ModelFiles, mask_id: Option<u32>) -> Resu
         validation_draws: at_least_one("validation-draws", options.validation_draws)?,
         lora,
     })
+}
+
+/// Options that have no say in this recipe, which a file may hold or a flag that it belongs to is missing.
+fn foreign(options: &Options) -> Result<()> {
+    let Options { command, lora_rank, lora_alpha, lora_targets, freeze_embedding, .. } = options;
+    let adapters = lora_alpha.is_some() || !lora_targets.is_empty() || *freeze_embedding;
+    let fail = |what: &str| Err(Error::request(format!("lacuna {}: {what}", command.name())));
+    if *lora_rank == 0 && adapters {
+        return fail(
+            "--lora-alpha, --lora-targets and --freeze-embedding are of adapters; give --lora-rank N too",
+        );
+    }
+    if *lora_rank > 0 && *command != Command::Sft {
+        return fail("lora-rank is an option of lacuna sft; leave it out");
+    }
+    if *lora_rank > 0 && options.add_mask_token {
+        return fail(
+            "--add-mask-token changes the weights that an adapter is for; adapt the model first, or give --mask-id",
+        );
+    }
+    if options.from_scratch && *command != Command::TrainAr {
+        return fail(
+            "from-scratch is an option of lacuna train-ar; for a diffusion model use lacuna pretrain",
+        );
+    }
+    if (options.no_anneal || options.anneal_steps.is_some()) && *command != Command::Adapt {
+        return fail("anneal-steps and no-anneal are options of lacuna adapt; leave them out");
+    }
+    Ok(())
 }
 
 fn lora_rank(rank: usize, files: &ModelFiles) -> Result<usize> {
