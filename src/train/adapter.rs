@@ -183,10 +183,10 @@ impl AdapterFiles {
 
 /// `[rows, columns]` of a parameter as `[out, in]`, whichever way it is stored.
 fn sizes(entry: &Entry) -> [usize; 2] {
-    match entry.shape.as_slice() {
+    match *entry.shape.as_slice() {
         // GPT-2's names: Conv1D is `[in, out]`.
-        &[inputs, outputs] if entry.tensor.contains(".c_") => [outputs, inputs],
-        &[rows, columns] => [rows, columns],
+        [inputs, outputs] if entry.tensor.contains(".c_") => [outputs, inputs],
+        [rows, columns] => [rows, columns],
         _ => [0, 0],
     }
 }
