@@ -57,7 +57,7 @@ pub fn write<B: Optimise + Backward>(
     TrainerState { step, updates, skipped, seed, cursor, losses }.write(folder)
 }
 
-/// Goes on from what [`write`] left in `folder`. The weights of a full run are the learner's already: it was made from
+/// Goes on from what [`write()`] left in `folder`. The weights of a full run are the learner's already: it was made from
 /// the folder's model.
 ///
 /// # Errors
