@@ -56,14 +56,7 @@ impl<E: CpuElement> Cpu<E> {
     ) -> Result<()> {
         const OP: &str = "attention";
         let HeadShape { heads, kv_heads, head_dim, .. } = shape;
-        if head_dim == 0 || head_dim > MAX_HEAD_DIM {
-            let what = "head width, at most";
-            return Err(Error::Shape { op: OP, what, expected: MAX_HEAD_DIM, got: head_dim });
-        }
-        if kv_heads == 0 || heads % kv_heads != 0 {
-            let what = "query heads, a multiple of the key/value heads,";
-            return Err(Error::Shape { op: OP, what, expected: kv_heads, got: heads });
-        }
+        check::heads(OP, shape, MAX_HEAD_DIM)?;
         let width = check::product(OP, "heads", heads, head_dim)?;
         let kv_width = kv_heads * head_dim;
         let over = |what| Error::Shape { op: OP, what, expected: usize::MAX, got: usize::MAX };

@@ -1,6 +1,6 @@
 //! Shape checks that the operations share: every access of a kernel follows from one of these.
 
-use crate::backend::Rows;
+use crate::backend::{HeadShape, Rows};
 use crate::error::{Error, Result};
 
 /// `got` numbers are there; at least `expected` are needed.
@@ -65,4 +65,17 @@ pub(super) fn indices<'a>(
         Some(&i) => Err(Error::Request(format!("{op}: {what}: expected a number below {limit}, got {i}"))),
         None => Ok(used),
     }
+}
+
+/// An attention's heads: not wider than `widest`, and so many query heads to each key/value head.
+pub(super) fn heads(op: &'static str, shape: HeadShape, widest: usize) -> Result<()> {
+    let HeadShape { heads, kv_heads, head_dim, .. } = shape;
+    if head_dim == 0 || head_dim > widest {
+        return Err(Error::Shape { op, what: "head width, at most", expected: widest, got: head_dim });
+    }
+    if kv_heads == 0 || heads % kv_heads != 0 {
+        let what = "query heads, a multiple of the key/value heads,";
+        return Err(Error::Shape { op, what, expected: kv_heads, got: heads });
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@
 
 use super::buffer::Shared;
 use super::check;
+use super::gemm::Cut;
 use super::simd::{CpuElement, Kernel, Simd, load_one};
 use super::{Buffer, Cpu, Matrix};
 use crate::backend::{Layout, Rows};
@@ -13,6 +14,8 @@ use crate::error::{Error, Result};
 
 /// Numbers that a task copies at least.
 const MIN_WORK: usize = 1 << 16;
+/// Columns are shared out in units of this many: whole vectors, and cache lines that no two tasks write.
+const COLUMNS: usize = 32;
 
 impl<E: CpuElement> Cpu<E> {
     pub(super) fn embed_impl(
@@ -102,6 +105,22 @@ impl<E: CpuElement> Cpu<E> {
             dst[into..into + width].copy_from_slice(&src[from..from + width]);
         }
         Ok(())
+    }
+
+    /// Cuts the columns of `rows` rows into tasks `f(from, to)` worth sharing out, for sums over rows: a column's rows
+    /// stay in order whatever the threads. Borders are multiples of [`COLUMNS`].
+    pub(super) fn for_column_blocks(
+        &self,
+        rows: usize,
+        columns: usize,
+        f: impl Fn(usize, usize) + Send + Sync,
+    ) {
+        let units = Cut::new(columns, COLUMNS).parts;
+        let tasks = (rows.saturating_mul(columns) / MIN_WORK).clamp(1, self.threads()).min(units.max(1));
+        let cut = Cut::new(units, units.div_ceil(tasks).max(1));
+        self.for_each(cut.parts, |task| {
+            f(COLUMNS * cut.start(task), (COLUMNS * cut.start(task + 1)).min(columns));
+        });
     }
 
     /// Cuts `rows` rows of `width` numbers into tasks `f(first, end)` worth sharing out.

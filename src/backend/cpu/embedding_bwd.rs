@@ -5,15 +5,9 @@
 
 use super::buffer::Shared;
 use super::check;
-use super::gemm::Cut;
 use super::simd::CpuElement;
 use super::{Buffer, Cpu};
 use crate::error::Result;
-
-/// Columns are shared out in units of this many.
-const UNIT: usize = 32;
-/// Fewer numbers than this are not worth another task.
-const MIN_WORK: usize = 1 << 15;
 
 impl<E: CpuElement> Cpu<E> {
     pub(super) fn embed_backward_impl(
@@ -37,12 +31,8 @@ impl<E: CpuElement> Cpu<E> {
             if size == 0 {
                 continue;
             }
-            let units = Cut::new(width, UNIT).parts;
-            let tasks = (size / MIN_WORK).clamp(1, self.threads()).min(units);
-            let cut = Cut::new(units, units.div_ceil(tasks));
             let shared = Shared::new(out.as_mut_slice());
-            self.for_each(cut.parts, |task| {
-                let (from, to) = (UNIT * cut.start(task), (UNIT * cut.start(task + 1)).min(width));
+            self.for_column_blocks(rows, width, |from, to| {
                 for (row, &index) in dx.chunks_exact(width).zip(indices) {
                     // SAFETY: `index < count`; columns `from .. to` are this task's alone.
                     let out = unsafe { shared.part(index as usize * width + from, to - from) };

@@ -134,12 +134,8 @@ impl<E: CpuElement> Cpu<E> {
 
     /// `out[j] += sum_t x[t, j]` for `columns` columns of `rows` rows `stride` apart; rows in order.
     pub(super) fn column_sums(&self, x: &[E], stride: usize, rows: usize, columns: usize, out: &mut [E]) {
-        let units = Cut::new(columns, UNIT).parts;
-        let tasks = (rows.saturating_mul(columns) / (MIN_WORK / 8)).clamp(1, self.threads()).min(units);
-        let cut = Cut::new(units, units.div_ceil(tasks));
         let out = Shared::new(&mut out[..columns]);
-        self.for_each(cut.parts, |task| {
-            let (from, to) = (UNIT * cut.start(task), (UNIT * cut.start(task + 1)).min(columns));
+        self.for_column_blocks(rows, columns, |from, to| {
             // SAFETY: columns `from .. to` are this task's alone, and exist.
             let out = unsafe { out.part(from, to - from) };
             self.dispatch(ColumnSums { x: &x[from..], stride, rows, out });

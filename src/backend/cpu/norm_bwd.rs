@@ -7,18 +7,12 @@
 
 use super::buffer::Shared;
 use super::check;
-use super::gemm::Cut;
 use super::norm::{Term, total};
 use super::simd::{CpuElement, Kernel, Simd};
 use super::{Buffer, Cpu};
 use crate::config::NormKind;
 use crate::element::Element;
 use crate::error::Result;
-
-/// Columns are shared out in units of this many.
-const UNIT: usize = 32;
-/// Fewer numbers than this are not worth another task.
-const MIN_WORK: usize = 1 << 15;
 
 impl<E: CpuElement> Cpu<E> {
     #[allow(clippy::too_many_arguments)]
@@ -73,12 +67,8 @@ impl<E: CpuElement> Cpu<E> {
             self.column_sums(dy, width, rows, width, dbias.as_mut_slice());
         }
         if let Some(dweight) = dweight {
-            let units = Cut::new(width, UNIT).parts;
-            let tasks = (size / MIN_WORK).clamp(1, self.threads()).min(units);
-            let cut = Cut::new(units, units.div_ceil(tasks));
             let shared = Shared::new(dweight.as_mut_slice());
-            self.for_each(cut.parts, |task| {
-                let (from, to) = (UNIT * cut.start(task), (UNIT * cut.start(task + 1)).min(width));
+            self.for_column_blocks(rows, width, |from, to| {
                 // SAFETY: columns `from .. to` are this task's alone, and exist.
                 let out = unsafe { shared.part(from, to - from) };
                 self.dispatch(Columns {
