@@ -1,8 +1,10 @@
 //! Kernels for the host SIMT machine (docs/simt.md), and mutants of them: kernel files with a planted bug, which
 //! tests/simt.rs expects the machine to find.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,8 +21,8 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     let mut tasks = Vec::new();
     for file in &files {
         let mut one = kernel_compiler(cuda);
-        one.opt_level(2).file(file);
-        tasks.push(one);
+        one.opt_level(2);
+        tasks.push(Task { compiler: one, file: file.clone(), flavour: "watched" });
     }
     // Copies that announce no access, for runs in which none is watched. With instructions of the machine that builds,
     // which the program asks the machine that runs for.
@@ -34,21 +36,21 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
         if fused {
             one.flag("-mavx2").flag("-mfma");
         }
-        one.define("KERNEL_PREFIX", "unwatched_").file(write_copy(out, &name, &stem, &source)?);
-        tasks.push(one);
+        one.define("KERNEL_PREFIX", "unwatched_");
+        let flavour = if fused { "unwatched, fused" } else { "unwatched" };
+        tasks.push(Task { compiler: one, file: write_copy(out, &name, &stem, &source)?, flavour });
         stems.push(name);
     }
     for plant in plants(cuda)? {
         // Few cases run on a mutant: what counts is the time that it takes to compile. Without any optimisation the
         // compiler does not announce stores of what a call returns (`*p = make_float2(...)`).
         let mut one = kernel_compiler(cuda);
-        one.opt_level(1).file(plant.write(cuda, out)?);
-        one.define("KERNEL_PREFIX", format!("{}_", plant.name).as_str());
-        tasks.push(one);
+        one.opt_level(1).define("KERNEL_PREFIX", format!("{}_", plant.name).as_str());
+        tasks.push(Task { compiler: one, file: plant.write(cuda, out)?, flavour: "plant" });
         stems.push(plant.name);
     }
     let mut archive = compiler(cuda);
-    archive.objects(compile_each(&tasks)?);
+    archive.objects(compile_each(&tasks, cuda, out)?);
     archive.try_compile("lacuna_simt_kernels").map_err(|e| failed(&e))?;
 
     let mut machine = compiler(cuda);
@@ -94,18 +96,75 @@ fn has_avx2_and_fma() -> bool {
     false
 }
 
+/// A file and how it is compiled.
+struct Task {
+    compiler: cc::Build,
+    file: PathBuf,
+    /// What tells this way of compiling from the others.
+    flavour: &'static str,
+}
+
+impl Task {
+    /// The object, out of an earlier build where the file, what it includes and the compiler are the same.
+    fn object(&self, cuda: &Path, kept: &Path) -> Result<PathBuf, String> {
+        let compiler = self.compiler.try_get_compiler().map_err(|e| failed(&e))?;
+        let mut hash = DefaultHasher::new();
+        (compiler.path(), compiler.args(), self.flavour, self.file.file_name()).hash(&mut hash);
+        include_str!("simt.rs").hash(&mut hash);
+        hash_source(&self.file, cuda, &mut BTreeSet::new(), &mut hash)?;
+        let object = kept.join(format!("{:016x}-{}.o", hash.finish(), stem(&self.file)));
+        if !object.exists() {
+            let objects = self.compiler.clone().file(&self.file).try_compile_intermediates();
+            let made = objects.map_err(|e| failed(&e))?;
+            let made = made.first().ok_or_else(|| format!("{}: no object", self.file.display()))?;
+            let place = |e| format!("{}: {e}", object.display());
+            // Under its name only when it is whole.
+            let partial = object.with_extension("partial");
+            fs::copy(made, &partial).map_err(place)?;
+            fs::rename(&partial, &object).map_err(place)?;
+        }
+        Ok(object)
+    }
+}
+
+/// The text of a file and of what it includes from `cuda/`.
+fn hash_source(
+    file: &Path,
+    cuda: &Path,
+    seen: &mut BTreeSet<PathBuf>,
+    hash: &mut DefaultHasher,
+) -> Result<(), String> {
+    let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    text.hash(hash);
+    for line in text.lines() {
+        let Some(name) = line.trim().strip_prefix("#include \"").and_then(|rest| rest.split('"').next())
+        else {
+            continue;
+        };
+        let beside = file.parent().unwrap_or(cuda).join(name);
+        let path = if beside.exists() { beside } else { cuda.join(name) };
+        let path = path.canonicalize().map_err(|e| format!("{}: {e}", path.display()))?;
+        if seen.insert(path.clone()) {
+            hash_source(&path, cuda, seen, hash)?;
+        }
+    }
+    Ok(())
+}
+
 /// The objects of compilers with a file each, which run side by side.
-fn compile_each(tasks: &[cc::Build]) -> Result<Vec<PathBuf>, String> {
+fn compile_each(tasks: &[Task], cuda: &Path, out: &Path) -> Result<Vec<PathBuf>, String> {
+    let kept = out.join("simt-objects");
+    fs::create_dir_all(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let next = AtomicUsize::new(0);
     let work = || {
         let mut objects = Vec::new();
         while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            objects.extend(task.try_compile_intermediates().map_err(|e| failed(&e))?);
+            objects.push(task.object(cuda, &kept)?);
         }
         Ok::<_, String>(objects)
     };
-    std::thread::scope(|scope| {
+    let objects = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
         let mut objects = Vec::new();
         for worker in workers {
@@ -113,8 +172,15 @@ fn compile_each(tasks: &[cc::Build]) -> Result<Vec<PathBuf>, String> {
         }
         // In one order, whichever was ready first.
         objects.sort();
-        Ok(objects)
-    })
+        Ok::<_, String>(objects)
+    })?;
+    let used: BTreeSet<&PathBuf> = objects.iter().collect();
+    for entry in fs::read_dir(&kept).into_iter().flatten().flatten() {
+        if !used.contains(&entry.path()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(objects)
 }
 
 /// The calls that the thread sanitizer puts before each access go to the machine's own checker; its library is not
