@@ -239,12 +239,22 @@ struct Plant {
     new: String,
 }
 
-/// Reads `cuda/simt/plants.txt`: blocks of `plant NAME FILE`, then lines of old text each behind `- `, then lines of new text
-/// behind `+ `. `#` starts a remark.
+/// Reads the files of `cuda/simt/plants`: blocks of `plant NAME FILE`, then lines of old text each behind `- `, then lines of new
+/// text behind `+ `. `#` starts a remark.
 fn plants(cuda: &Path) -> Result<Vec<Plant>, String> {
-    let path = cuda.join("simt/plants.txt");
-    let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let folder = cuda.join("simt/plants");
+    let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    files.sort();
     let mut plants: Vec<Plant> = Vec::new();
+    for path in files {
+        read_plants(&path, &mut plants)?;
+    }
+    Ok(plants)
+}
+
+fn read_plants(path: &Path, plants: &mut Vec<Plant>) -> Result<(), String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     for (number, line) in text.lines().enumerate() {
         let wrong = || format!("{}:{}: not understood: {line}", path.display(), number + 1);
         if line.is_empty() || line.starts_with('#') {
@@ -266,7 +276,7 @@ fn plants(cuda: &Path) -> Result<Vec<Plant>, String> {
             side.push_str(text.strip_prefix(' ').unwrap_or(text));
         }
     }
-    Ok(plants)
+    Ok(())
 }
 
 impl Plant {
@@ -276,7 +286,7 @@ impl Plant {
         let found = source.matches(&self.old).count();
         if self.old.is_empty() || found != 1 {
             return Err(format!(
-                "cuda/simt/plants.txt: {}: the text to replace stands {found} times in cuda/{}, expected once:\n{}",
+                "cuda/simt/plants: {}: the text to replace stands {found} times in cuda/{}, expected once:\n{}",
                 self.name, self.file, self.old
             ));
         }

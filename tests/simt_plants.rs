@@ -1,4 +1,4 @@
-//! Bugs planted into the real kernels (`cuda/simt/plants.txt`) and into launches: the SIMT machine must name each.
+//! Bugs planted into the real kernels (`cuda/simt/plants/`) and into launches: the SIMT machine must name each.
 #![cfg(feature = "simt")]
 
 use lacuna::backend::cpu::Cpu;
