@@ -372,7 +372,7 @@ mod state {
 
     fn numbers(entry: &OptimizerEntry, salt: u8) -> OptimizerNumbers {
         let n: usize = entry.shape.iter().product();
-        let bytes = n * if entry.moments == MomentFormat::F32 { 4 } else { 2 };
+        let bytes = entry.moments.bytes(n);
         OptimizerNumbers {
             moments: [vec![salt; bytes], vec![salt + 1; bytes]],
             master: entry.master.then(|| (0..n).map(|i| i as f32 + f32::from(salt)).collect()),
@@ -387,6 +387,8 @@ mod state {
             entry("layer.bias", &[5], MomentFormat::Bf16, false),
             entry("large", &[300, 301], MomentFormat::F32, true),
             entry("none", &[0], MomentFormat::F32, true),
+            entry("bytes", &[3, 87], MomentFormat::Q8, true),
+            entry("more bytes", &[1], MomentFormat::Q8, false),
         ];
         write_optimizer(dir.path(), &entries, |i| Ok(numbers(&entries[i], i as u8))).unwrap();
         let file = OptimizerFile::open(dir.path(), &entries).unwrap();
@@ -411,6 +413,9 @@ mod state {
         refused(|e| e[0].shape = vec![5, 3], "m.layer.weight");
         refused(|e| e[0].moments = MomentFormat::F32, "m.layer.weight");
         refused(|e| e[0].name = "other".into(), "m.other");
+        refused(|e| e[0].moments = MomentFormat::Q8, "m.layer.weight");
+        refused(|e| e[4].moments = MomentFormat::F32, "m.bytes");
+        refused(|e| e[4].shape = vec![3, 88], "m.bytes");
         // Numbers that do not fit what was announced.
         let wrong = write_optimizer(dir.path(), &entries, |_| Ok(numbers(&entries[1], 0)));
         assert!(matches!(wrong, Err(Error::Checkpoint { .. })), "{wrong:?}");

@@ -173,9 +173,24 @@ fn steps_of_adamw() {
                 let want = number(history, "loss");
                 let got = loss.weighted(LossNorm::MaskedTokens);
                 assert!((got - want).abs() < 2e-5 * want, "{name} {at} step {step}: {got}, expected {want}");
-                let squares: f64 =
-                    run.gradients.iter().map(|(_, len, g)| backend.sum_of_squares(g, len).unwrap()).sum();
-                let length = squares.sqrt();
+                let lens: Vec<usize> = run.gradients.iter().map(|(_, len, _)| len).collect();
+                let mut control = backend.control(&lens).unwrap();
+                let adamw = AdamW {
+                    lr: number(case, "lr"),
+                    betas: [case["betas"][0].as_f64().unwrap(), case["betas"][1].as_f64().unwrap()],
+                    eps: number(case, "eps"),
+                    decay: number(case, "wd"),
+                    clip,
+                    unscale: 1.0,
+                    step,
+                    rng: Rng::new(0),
+                };
+                backend.prepare(&mut control, adamw).unwrap();
+                for (i, (_, _, gradient)) in run.gradients.iter().enumerate() {
+                    backend.measure(&mut control, i, gradient).unwrap();
+                }
+                backend.settle(&mut control).unwrap();
+                let length = backend.outcome(&control).unwrap().gradient;
                 let want = number(history, "grad_norm_before_clip");
                 assert!(
                     (length - want).abs() < 1e-4 * want,
@@ -183,18 +198,9 @@ fn steps_of_adamw() {
                 );
                 for (parameter, of) in model.parameters_mut().unwrap() {
                     let all = case["decay"] == "all" || matches!(of, Trainable::Matrix(_));
-                    let adamw = AdamW {
-                        lr: number(case, "lr"),
-                        betas: [case["betas"][0].as_f64().unwrap(), case["betas"][1].as_f64().unwrap()],
-                        eps: number(case, "eps"),
-                        decay: if all { number(case, "wd") } else { 0.0 },
-                        step,
-                        scale: if clip > 0.0 { (clip / (length + 1e-6)).min(1.0) } else { 1.0 },
-                        rng: Rng::new(0),
-                        parameter: 0,
-                    };
                     let gradient = run.gradients.get(&parameter).unwrap();
-                    backend.step(of, gradient, states.get_mut(&parameter).unwrap(), adamw).unwrap();
+                    let state = states.get_mut(&parameter).unwrap();
+                    backend.step(of, gradient, state, &control, 0, all).unwrap();
                 }
             }
             let scale = (clip

@@ -4,7 +4,8 @@
 #include "kernel.cuh"
 
 // Purposes, as in src/rng.rs.
-enum : uint32_t { PURPOSE_TOKEN = 1, PURPOSE_CONFIDENCE = 3, PURPOSE_ATTENTION = 6, PURPOSE_GUMBEL = 7, PURPOSE_WEIGHTS = 8 };
+enum : uint32_t { PURPOSE_TOKEN = 1, PURPOSE_CONFIDENCE = 3, PURPOSE_ATTENTION = 6, PURPOSE_GUMBEL = 7, PURPOSE_WEIGHTS = 8,
+                PURPOSE_ROUNDING = 11 };
 
 DEVICE uint4 philox(uint4 counter, uint2 key) {
 #pragma unroll

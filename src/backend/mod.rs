@@ -17,7 +17,7 @@ pub use denoise::{
     WANT_WORDS, Want, WantKind, threshold_words,
 };
 pub use forward::{Epilogue, Forward, HeadShape, Inputs, Mask, Rows, Segment, SegmentBounds};
-pub use optim::{AdamW, AdamWFactors, MomentFormat, Optimise, Trainable};
+pub use optim::{AdamW, AdamWFactors, MOMENT_BLOCK, MomentFormat, Optimise, Outcome, Trainable};
 pub use unmask::{
     Confidence, NO_TOKEN, NoiseAddress, RowDraw, RowNoise, RowParams, UNMASK_WORDS, Unmask, unmask_words,
 };

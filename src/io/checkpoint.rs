@@ -27,6 +27,14 @@ pub struct OtherTensor {
     pub dtype: String,
     pub shape: Vec<usize>,
     pub bytes: u64,
+    data: Bytes,
+}
+
+impl OtherTensor {
+    /// As written in the file.
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
 }
 
 /// The tensors of a checkpoint. Files are memory-mapped: opening reads the headers only, and the
@@ -179,8 +187,9 @@ impl Checkpoint {
                     self.tensors.insert(t.name, StoredTensor::new(dtype, t.shape, data)?);
                 }
                 None => {
-                    let other =
-                        OtherTensor { dtype: t.dtype, shape: t.shape, bytes: (t.end - t.start) as u64 };
+                    let data = bytes.slice(t.start..t.end);
+                    let bytes = data.len() as u64;
+                    let other = OtherTensor { dtype: t.dtype, shape: t.shape, bytes, data };
                     self.others.insert(t.name, other);
                 }
             }
@@ -216,6 +225,11 @@ impl Checkpoint {
     /// All tensors that weights can be read from, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The tensor of that name, when it is there in a format that weights are not read from.
+    pub fn other(&self, name: &str) -> Option<&OtherTensor> {
+        self.others.get(name)
     }
 
     /// Tensors in formats that weights are not read from, by name.

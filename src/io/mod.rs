@@ -27,7 +27,7 @@ pub use texts::{Lines, Split, TextOptions, Texts};
 pub use tokenizer::Tokenizer;
 pub use tokenizer_files::TokenizerFiles;
 pub use tokens::{TokenFile, TokenWriter};
-pub use write_safetensors::{SafetensorsWriter, TensorSpec};
+pub use write_safetensors::{SafetensorsWriter, TensorFormat, TensorSpec};
 
 use std::path::Path;
 

@@ -10,18 +10,52 @@ use super::safetensors::MAX_HEADER;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 
+/// What the numbers of a tensor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorFormat {
+    Float(Dtype),
+    /// Bytes that only who wrote them understands.
+    Bytes,
+}
+
+impl From<Dtype> for TensorFormat {
+    fn from(dtype: Dtype) -> Self {
+        TensorFormat::Float(dtype)
+    }
+}
+
+impl TensorFormat {
+    /// Bytes of one number.
+    pub const fn size(self) -> usize {
+        match self {
+            TensorFormat::Float(dtype) => dtype.size(),
+            TensorFormat::Bytes => 1,
+        }
+    }
+
+    /// As files name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            TensorFormat::Float(Dtype::F32) => "F32",
+            TensorFormat::Float(Dtype::F16) => "F16",
+            TensorFormat::Float(Dtype::Bf16) => "BF16",
+            TensorFormat::Bytes => "U8",
+        }
+    }
+}
+
 /// What a file says of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
+pub struct TensorSpec<F = Dtype> {
     pub name: String,
-    pub dtype: Dtype,
+    pub dtype: F,
     pub shape: Vec<usize>,
 }
 
-impl TensorSpec {
+impl<F: Copy + Into<TensorFormat>> TensorSpec<F> {
     /// Bytes of its numbers; `None` when they cannot be counted.
     pub fn bytes(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d))
+        self.shape.iter().try_fold(self.dtype.into().size(), |n, &d| n.checked_mul(d))
     }
 }
 
@@ -45,7 +79,11 @@ impl<W: Write> SafetensorsWriter<W> {
     /// [`Error::Checkpoint`] for a name that appears twice or is the format's own, a shape whose bytes cannot be
     /// counted, a header larger than readers accept, or numbers that would not be aligned to their size (put wider
     /// formats first); [`Error::Io`] when writing fails.
-    pub fn new(mut out: W, path: &Path, tensors: &[TensorSpec]) -> Result<Self> {
+    pub fn new<F: Copy + Into<TensorFormat>>(
+        mut out: W,
+        path: &Path,
+        tensors: &[TensorSpec<F>],
+    ) -> Result<Self> {
         let fail = |what: String, expected: &str, got: String| Error::Checkpoint {
             path: path.to_path_buf(),
             what,
@@ -57,22 +95,18 @@ impl<W: Write> SafetensorsWriter<W> {
         let (mut seen, mut sizes, mut at) = (BTreeSet::new(), Vec::with_capacity(tensors.len()), 0_usize);
         for tensor in tensors {
             let TensorSpec { name, dtype, shape } = tensor;
+            let format: TensorFormat = (*dtype).into();
             if name == "__metadata__" || !seen.insert(name.as_str()) {
                 return Err(fail(format!("tensor {name}"), "a name of its own", "one that is taken".into()));
             }
             let end = tensor.bytes().and_then(|n| at.checked_add(n)).ok_or_else(|| {
                 fail(format!("shape of tensor {name}"), "bytes that can be counted", format!("{shape:?}"))
             })?;
-            if at % dtype.size() != 0 {
-                let got = format!("{dtype} at byte {at}");
+            if at % format.size() != 0 {
+                let got = format!("{} at byte {at}", format.name());
                 return Err(fail(format!("tensor {name}"), "wider formats first", got));
             }
-            let dtype = match dtype {
-                Dtype::F32 => "F32",
-                Dtype::F16 => "F16",
-                Dtype::Bf16 => "BF16",
-            };
-            let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]});
+            let entry = json!({"dtype": format.name(), "shape": shape, "data_offsets": [at, end]});
             header.insert(name.clone(), entry);
             sizes.push((name.clone(), end - at));
             at = end;

@@ -197,13 +197,27 @@ impl<B: Optimise + Backward> Learner<B> {
             let nll = self.pass(pass, true)?;
             self.prepared.score(&nll, &mut report.loss);
         }
-        let mut sum = 0.0;
-        for (_, len, gradient) in self.gradients.iter() {
-            sum += backend.sum_of_squares(gradient, len)?;
-        }
-        report.gradient = sum.sqrt();
         report.lr = recipe.schedule.at(self.step);
-        report.skipped = !(report.gradient.is_finite() && report.loss.unweighted().is_finite());
+        let lens: Vec<usize> = self.gradients.iter().map(|(_, len, _)| len).collect();
+        let mut control = backend.control(&lens)?;
+        let settings = AdamW {
+            lr: report.lr,
+            betas: recipe.betas,
+            eps: recipe.eps,
+            decay: recipe.decay,
+            clip: recipe.clip,
+            unscale: 1.0,
+            step: self.updates + 1,
+            rng,
+        };
+        backend.prepare(&mut control, settings)?;
+        for (number, (_, _, gradient)) in self.gradients.iter().enumerate() {
+            backend.measure(&mut control, number, gradient)?;
+        }
+        backend.settle(&mut control)?;
+        let outcome = backend.outcome(&control)?;
+        report.gradient = outcome.gradient;
+        report.skipped = outcome.skipped || !report.loss.unweighted().is_finite();
         self.step += 1;
         if report.skipped {
             self.skipped += 1;
@@ -212,26 +226,13 @@ impl<B: Optimise + Backward> Learner<B> {
         }
         self.skipped_in_row = 0;
         self.updates += 1;
-        let clipped = recipe.clip > 0.0;
-        let scale = if clipped { (recipe.clip / (report.gradient + 1e-6)).min(1.0) } else { 1.0 };
-        let updates = self.updates;
         let Self { model, adapters, states, gradients, .. } = self;
         for (number, (name, parameter)) in every(model, adapters.as_mut())?.into_iter().enumerate() {
             let (Some(state), Some(gradient)) = (states.get_mut(&name), gradients.get(&name)) else {
                 continue;
             };
-            let decay = if matches!(parameter, Trainable::Matrix(_)) { recipe.decay } else { 0.0 };
-            let step = AdamW {
-                lr: report.lr,
-                betas: recipe.betas,
-                eps: recipe.eps,
-                decay,
-                step: updates,
-                scale,
-                rng,
-                parameter: number as u32,
-            };
-            backend.step(parameter, gradient, state, step)?;
+            let decays = matches!(parameter, Trainable::Matrix(_));
+            backend.step(parameter, gradient, state, &control, number as u32, decays)?;
         }
         Ok(report)
     }

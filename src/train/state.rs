@@ -12,7 +12,7 @@ use crate::backend::MomentFormat;
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
 use crate::io::Checkpoint;
-use crate::io::write_safetensors::{SafetensorsWriter, TensorSpec};
+use crate::io::write_safetensors::{SafetensorsWriter, TensorFormat, TensorSpec};
 
 /// The optimiser's file.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
@@ -22,6 +22,8 @@ pub const TRAINER: &str = "trainer.json";
 const FORMAT: u64 = 1;
 /// Most bytes of `trainer.json`.
 const MAX_TRAINER: u64 = 16 << 20;
+/// What the moments of a parameter are padded to.
+const WORD: usize = 4;
 
 /// What the optimiser keeps of a parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,18 +37,26 @@ pub struct OptimizerEntry {
 
 impl OptimizerEntry {
     /// Its tensors: `m.NAME`, `v.NAME` and, in f32, `master.NAME`. In this order each is aligned to its size, the two
-    /// moments together being a whole number of words.
-    fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
-        let moment = match self.moments {
-            MomentFormat::F32 => Dtype::F32,
-            MomentFormat::Bf16 => Dtype::Bf16,
+    /// moments together being a whole number of words. A moment in 8 bits is bytes: the codes, the scales in f32, zeros up to
+    /// a whole number of words.
+    fn tensors(&self) -> impl Iterator<Item = TensorSpec<TensorFormat>> {
+        let master = Some(("master", Dtype::F32.into(), self.shape.clone())).filter(|_| self.master);
+        let (format, shape) = match self.moments {
+            MomentFormat::F32 => (Dtype::F32.into(), self.shape.clone()),
+            MomentFormat::Bf16 => (Dtype::Bf16.into(), self.shape.clone()),
+            MomentFormat::Q8 => (TensorFormat::Bytes, vec![self.moment_bytes().next_multiple_of(WORD)]),
         };
-        let parts = [Some(("m", moment)), Some(("v", moment)), self.master.then_some(("master", Dtype::F32))];
-        parts.into_iter().flatten().map(|(part, dtype)| TensorSpec {
+        let parts = [Some(("m", format, shape.clone())), Some(("v", format, shape)), master];
+        parts.into_iter().flatten().map(|(part, format, shape)| TensorSpec {
             name: format!("{part}.{}", self.name),
-            dtype,
-            shape: self.shape.clone(),
+            dtype: format,
+            shape,
         })
+    }
+
+    /// Bytes of either moment, as [`Optimise`](crate::backend::Optimise) reads them.
+    fn moment_bytes(&self) -> usize {
+        self.moments.bytes(self.shape.iter().fold(1, |n: usize, &d| n.saturating_mul(d)))
     }
 }
 
@@ -70,12 +80,16 @@ pub fn write_optimizer(
 ) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
-    let specs: Vec<TensorSpec> = entries.iter().flat_map(OptimizerEntry::tensors).collect();
+    let specs: Vec<_> = entries.iter().flat_map(OptimizerEntry::tensors).collect();
     let mut writer = SafetensorsWriter::new(BufWriter::new(file), &path, &specs)?;
     for (i, entry) in entries.iter().enumerate() {
         let numbers = numbers(i)?;
         for (part, bytes) in ["m", "v"].into_iter().zip(&numbers.moments) {
-            writer.write(&format!("{part}.{}", entry.name), bytes)?;
+            let name = format!("{part}.{}", entry.name);
+            writer.write(&name, bytes)?;
+            if entry.moments == MomentFormat::Q8 {
+                writer.write(&name, &[0; WORD][..bytes.len().next_multiple_of(WORD) - bytes.len()])?;
+            }
         }
         for part in numbers.master.iter().flat_map(|master| master.chunks(1 << 16)) {
             let bytes: Vec<u8> = part.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -109,13 +123,22 @@ impl OptimizerFile {
         };
         let mut wanted = BTreeSet::new();
         for spec in entries.iter().flat_map(OptimizerEntry::tensors) {
-            let tensor = checkpoint.require(&spec.name)?;
-            if (tensor.dtype(), tensor.shape()) != (spec.dtype, &spec.shape) {
-                return Err(fail(
-                    &spec.name,
-                    format!("{} {:?}", spec.dtype, spec.shape),
-                    format!("{tensor:?}"),
-                ));
+            let other = checkpoint.other(&spec.name).filter(|_| spec.dtype == TensorFormat::Bytes);
+            let (fits, got) = match other {
+                Some(other) => {
+                    let fits = (other.dtype.as_str(), &other.shape) == (spec.dtype.name(), &spec.shape);
+                    (fits, format!("{} {:?}", other.dtype, other.shape))
+                }
+                None => {
+                    let tensor = checkpoint.require(&spec.name)?;
+                    let fits = (TensorFormat::from(tensor.dtype()), tensor.shape())
+                        == (spec.dtype, spec.shape.as_slice());
+                    (fits, format!("{tensor:?}"))
+                }
+            };
+            if !fits {
+                let expected = format!("{} {:?}", spec.dtype.name(), spec.shape);
+                return Err(fail(&spec.name, expected, got));
             }
             wanted.insert(spec.name);
         }
@@ -135,7 +158,13 @@ impl OptimizerFile {
     /// # Errors
     /// [`Error::Checkpoint`] when the file was opened for others.
     pub fn moments(&self, entry: &OptimizerEntry) -> Result<[&[u8]; 2]> {
-        let part = |part: &str| Ok::<_, Error>(self.tensor(part, entry)?.bytes().as_ref());
+        let part = |part: &str| {
+            let bytes = match self.checkpoint.other(&format!("{part}.{}", entry.name)) {
+                Some(other) if entry.moments == MomentFormat::Q8 => other.data(),
+                _ => self.tensor(part, entry)?.bytes(),
+            };
+            Ok::<_, Error>(&bytes[..entry.moment_bytes().min(bytes.len())])
+        };
         Ok([part("m")?, part("v")?])
     }
 

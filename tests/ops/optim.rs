@@ -2,8 +2,8 @@
 
 use half::bf16;
 use lacuna::Error;
-use lacuna::backend::cpu::{Buffer, Cpu, Matrix, OptimState, SimdLevel};
-use lacuna::backend::{AdamW, Backend, Layout, MomentFormat, Optimise, Trainable};
+use lacuna::backend::cpu::{Buffer, Cpu, Matrix, OptimControl, OptimState, SimdLevel};
+use lacuna::backend::{AdamW, Backend, Layout, MomentFormat, Optimise, Outcome, Trainable};
 use lacuna::element::Dtype;
 use lacuna::rng::Rng;
 
@@ -18,11 +18,30 @@ fn settings(step: u64) -> AdamW {
         betas: [0.9, 0.98],
         eps: 1e-8,
         decay: 0.1,
+        clip: 0.0,
+        unscale: 0.5,
         step,
-        scale: 0.5,
         rng: Rng::new(11),
-        parameter: 4,
     }
+}
+
+/// A control that is prepared, and settled without any gradient.
+fn settled(cpu: &Cpu<f32>, a: AdamW) -> Result<OptimControl, Error> {
+    let mut control = cpu.control(&[])?;
+    cpu.prepare(&mut control, a)?;
+    cpu.settle(&mut control)?;
+    Ok(control)
+}
+
+/// A step of parameter 4, which decays.
+fn step(
+    cpu: &Cpu<f32>,
+    parameter: Trainable<'_, Cpu<f32>>,
+    gradient: &Buffer<f32>,
+    state: &mut OptimState,
+    a: AdamW,
+) -> Result<(), Error> {
+    cpu.step(parameter, gradient, state, &settled(cpu, a)?, 4, true)
 }
 
 /// As [`AdamW`] says it, in f64.
@@ -41,7 +60,7 @@ impl Naive {
     fn step(&mut self, gradient: &[f64], a: AdamW) {
         let [b1, b2] = a.betas;
         for (i, &g) in gradient.iter().enumerate() {
-            let g = a.scale * g;
+            let g = a.unscale * g;
             self.p[i] *= 1.0 - a.lr * a.decay;
             self.m[i] = b1 * self.m[i] + (1.0 - b1) * g;
             self.v[i] = b2 * self.v[i] + (1.0 - b2) * g * g;
@@ -86,8 +105,8 @@ fn several_steps_against_naive() {
                 let gradient = random.numbers(len);
                 naive.step(&gradient, a);
                 let gradient = upload(&cpu, &gradient);
-                cpu.step(Trainable::Vector(&mut vector), &gradient, &mut of_vector, a).unwrap();
-                cpu.step(Trainable::Matrix(&mut weight), &gradient, &mut of_weight, a).unwrap();
+                step(&cpu, Trainable::Vector(&mut vector), &gradient, &mut of_vector, a).unwrap();
+                step(&cpu, Trainable::Matrix(&mut weight), &gradient, &mut of_weight, a).unwrap();
             }
             let error = largest(vector.as_slice(), &naive.p);
             assert!(error < 3e-6, "{level}, {len}: {error:e}");
@@ -108,7 +127,7 @@ fn a_first_step_is_the_rate_times_the_sign() {
     let mut state = cpu.state(Trainable::Vector(&mut p), MomentFormat::F32).unwrap();
     let a = AdamW { decay: 0.0, lr: 0.125, eps: 1e-12, ..settings(1) };
     let gradient = upload(&cpu, &[3.0, -0.001, 0.0, 1e4]);
-    cpu.step(Trainable::Vector(&mut p), &gradient, &mut state, a).unwrap();
+    step(&cpu, Trainable::Vector(&mut p), &gradient, &mut state, a).unwrap();
     for (x, expected) in p.as_slice().iter().zip([0.875, 1.125, 1.0, 0.875]) {
         assert!((x - expected).abs() < 1e-6, "{x} {expected}");
     }
@@ -116,7 +135,7 @@ fn a_first_step_is_the_rate_times_the_sign() {
     let mut p = upload(&cpu, &[2.0; 70]);
     let mut state = cpu.state(Trainable::Vector(&mut p), MomentFormat::Bf16).unwrap();
     let a = AdamW { decay: 0.25, lr: 0.5, ..settings(1) };
-    cpu.step(Trainable::Vector(&mut p), &upload(&cpu, &[0.0; 70]), &mut state, a).unwrap();
+    step(&cpu, Trainable::Vector(&mut p), &upload(&cpu, &[0.0; 70]), &mut state, a).unwrap();
     assert_eq!(p.as_slice(), [1.75; 70]);
 }
 
@@ -127,7 +146,7 @@ fn after_three(cpu: &Cpu<f32>, dtype: Dtype, format: MomentFormat) -> (Vec<u8>, 
     let mut state = cpu.state(Trainable::Matrix(&mut weight), format).unwrap();
     for t in 1..=3 {
         let gradient = upload(cpu, &random.numbers(LONG));
-        cpu.step(Trainable::Matrix(&mut weight), &gradient, &mut state, settings(t)).unwrap();
+        step(&cpu, Trainable::Matrix(&mut weight), &gradient, &mut state, settings(t)).unwrap();
     }
     let master = cpu.read_parameter(Trainable::Matrix(&mut weight), Some(&state)).unwrap();
     (weight.bytes().to_vec(), bits(&master), cpu.read_moments(&state).unwrap().1)
@@ -136,7 +155,7 @@ fn after_three(cpu: &Cpu<f32>, dtype: Dtype, format: MomentFormat) -> (Vec<u8>, 
 #[test]
 fn same_bits_for_any_threads_and_instructions() {
     for dtype in [Dtype::F32, Dtype::Bf16] {
-        for format in [MomentFormat::F32, MomentFormat::Bf16] {
+        for format in [MomentFormat::F32, MomentFormat::Bf16, MomentFormat::Q8] {
             let expected = after_three(&backend(1, SimdLevel::Portable), dtype, format);
             for level in levels() {
                 for threads in [1, 4] {
@@ -165,7 +184,7 @@ fn a_bf16_weight_is_its_master_rounded() {
         let gradient: Vec<f64> = p.iter().map(|x| x.signum() * (1.0 + 0.1 * random.number())).collect();
         let gradient: Vec<f64> = gradient.iter().map(|&g| f64::from(g as f32)).collect();
         naive.step(&gradient, a);
-        cpu.step(Trainable::Matrix(&mut weight), &upload(&cpu, &gradient), &mut state, a).unwrap();
+        step(&cpu, Trainable::Matrix(&mut weight), &upload(&cpu, &gradient), &mut state, a).unwrap();
     }
     let master = cpu.read_parameter(Trainable::Matrix(&mut weight), Some(&state)).unwrap();
     assert!(largest(&master, &naive.p) < 1e-5);
@@ -190,8 +209,10 @@ fn rounded(gradient: &[f64], seed: u64, parameter: u32, step: u64) -> [Vec<bf16>
     let mut p = upload(&cpu, &vec![0.0; gradient.len()]);
     let mut state = cpu.state(Trainable::Vector(&mut p), MomentFormat::Bf16).unwrap();
     let rng = Rng::new(seed);
-    let a = AdamW { betas: [0.0; 2], scale: 1.0, rng, parameter, step, ..settings(1) };
-    cpu.step(Trainable::Vector(&mut p), &upload(&cpu, gradient), &mut state, a).unwrap();
+    let a = AdamW { betas: [0.0; 2], unscale: 1.0, rng, step, ..settings(1) };
+    let control = settled(&cpu, a).unwrap();
+    let vector = Trainable::Vector(&mut p);
+    cpu.step(vector, &upload(&cpu, gradient), &mut state, &control, parameter, true).unwrap();
     moments(&cpu, &state)
 }
 
@@ -227,10 +248,10 @@ fn random_bits_are_addressed() {
         assert!((same - 2.0 / 3.0).abs() < 0.02, "{other:?}: {same}");
     }
     // The two moments of an element have bits of their own, those that `rounding` says.
-    let a = AdamW { rng: Rng::new(9), parameter: 2, step: 7, ..settings(7) };
+    let a = AdamW { rng: Rng::new(9), ..settings(7) };
     for i in (0..LONG).step_by(97).chain([0, 15, 16, 63, 64, LONG - 1]) {
         let g = gradient[i] as f32;
-        let [low, high] = a.rounding(i as u64);
+        let [low, high] = a.rounding(2, i as u64);
         for (x, bits, y) in [(g, low, m[i]), (g * g, high, v[i])] {
             let expected = (x.to_bits() + u32::from(bits)) >> 16;
             assert_eq!(u32::from(y.to_bits()), expected, "{i}: {x} {bits}");
@@ -284,8 +305,9 @@ fn sums_of_squares() {
 #[test]
 fn moments_and_parameters_round_trip() {
     let cpu = fast::<f32>();
+    use MomentFormat::{Bf16, F32, Q8};
     for (dtype, format) in
-        [(Dtype::F32, MomentFormat::F32), (Dtype::Bf16, MomentFormat::F32), (Dtype::Bf16, MomentFormat::Bf16)]
+        [(Dtype::F32, F32), (Dtype::Bf16, F32), (Dtype::Bf16, Bf16), (Dtype::F32, Q8), (Dtype::Bf16, Q8)]
     {
         let mut random = Random::new(65);
         let len = 1000;
@@ -293,7 +315,7 @@ fn moments_and_parameters_round_trip() {
         let mut state = cpu.state(Trainable::Matrix(&mut weight), format).unwrap();
         let gradients: Vec<_> = (0..4).map(|_| upload(&cpu, &random.numbers(len))).collect();
         for (gradient, t) in gradients[..2].iter().zip(1..) {
-            cpu.step(Trainable::Matrix(&mut weight), gradient, &mut state, settings(t)).unwrap();
+            step(&cpu, Trainable::Matrix(&mut weight), gradient, &mut state, settings(t)).unwrap();
         }
         let numbers = cpu.read_parameter(Trainable::Matrix(&mut weight), Some(&state)).unwrap();
         let (_, [m, v]) = cpu.read_moments(&state).unwrap();
@@ -302,8 +324,8 @@ fn moments_and_parameters_round_trip() {
         cpu.write_parameter(Trainable::Matrix(&mut other), Some(&mut other_state), &numbers).unwrap();
         cpu.write_moments(&mut other_state, [&m, &v]).unwrap();
         for (gradient, t) in gradients[2..].iter().zip(3..) {
-            cpu.step(Trainable::Matrix(&mut weight), gradient, &mut state, settings(t)).unwrap();
-            cpu.step(Trainable::Matrix(&mut other), gradient, &mut other_state, settings(t)).unwrap();
+            step(&cpu, Trainable::Matrix(&mut weight), gradient, &mut state, settings(t)).unwrap();
+            step(&cpu, Trainable::Matrix(&mut other), gradient, &mut other_state, settings(t)).unwrap();
         }
         assert_eq!(weight.bytes(), other.bytes());
         assert_eq!(cpu.read_moments(&state).unwrap(), cpu.read_moments(&other_state).unwrap());
@@ -338,7 +360,7 @@ fn weights_are_taken_in_every_format() {
     let (empty, _) = stored(Dtype::F32, &[0, 4], &[]);
     let mut empty = cpu.trainable_matrix(&empty, Layout::OutIn, Dtype::Bf16).unwrap();
     let mut state = cpu.state(Trainable::Matrix(&mut empty), MomentFormat::Bf16).unwrap();
-    cpu.step(Trainable::Matrix(&mut empty), &upload(&cpu, &[]), &mut state, settings(1)).unwrap();
+    step(&cpu, Trainable::Matrix(&mut empty), &upload(&cpu, &[]), &mut state, settings(1)).unwrap();
 }
 
 #[test]
@@ -353,9 +375,9 @@ fn what_does_not_fit_is_an_error() {
     let a = settings(1);
     // A state without a master copy, one of another length, a gradient of another length.
     let results = [
-        cpu.step(Trainable::Matrix(&mut weight), &gradient, &mut state, a),
-        cpu.step(Trainable::Vector(&mut shorter), &gradient, &mut state, a),
-        cpu.step(Trainable::Vector(&mut vector), &shorter, &mut state, a),
+        step(&cpu, Trainable::Matrix(&mut weight), &gradient, &mut state, a),
+        step(&cpu, Trainable::Vector(&mut shorter), &gradient, &mut state, a),
+        step(&cpu, Trainable::Vector(&mut vector), &shorter, &mut state, a),
         cpu.write_parameter(Trainable::Vector(&mut vector), Some(&mut state), &[0.0; 19]),
         cpu.write_parameter(Trainable::Vector(&mut shorter), Some(&mut state), &[0.0; 19]),
         cpu.read_parameter(Trainable::Matrix(&mut weight), Some(&state)).map(drop),
@@ -378,10 +400,25 @@ fn what_does_not_fit_is_an_error() {
         AdamW { eps: 0.0, ..a },
         AdamW { eps: 1e-60, ..a },
         AdamW { decay: f64::INFINITY, ..a },
-        AdamW { scale: f64::NAN, ..a },
+        AdamW { clip: f64::NAN, ..a },
+        AdamW { unscale: -1.0, ..a },
     ] {
-        let result = cpu.step(Trainable::Vector(&mut vector), &gradient, &mut state, wrong);
+        let result = step(&cpu, Trainable::Vector(&mut vector), &gradient, &mut state, wrong);
         assert!(matches!(result, Err(Error::Request(_))), "{wrong:?}");
+    }
+    // Out of order, or beyond what the control has room for.
+    let mut control = cpu.control(&[20, 19]).unwrap();
+    assert!(matches!(cpu.settle(&mut control), Err(Error::Request(_))));
+    cpu.prepare(&mut control, a).unwrap();
+    assert!(matches!(cpu.outcome(&control), Err(Error::Request(_))));
+    let early = cpu.step(Trainable::Vector(&mut vector), &gradient, &mut state, &control, 0, true);
+    assert!(matches!(early, Err(Error::Request(_))));
+    for result in [
+        cpu.measure(&mut control, 2, &gradient),
+        cpu.measure(&mut control, 0, &shorter),
+        cpu.watch(&mut control, &gradient, 21),
+    ] {
+        assert!(matches!(result, Err(Error::Shape { .. })), "{result:?}");
     }
     assert_eq!(vector.as_slice(), [1.0; 20]);
 }
@@ -409,4 +446,83 @@ fn an_owned_weight_is_used_as_a_mapped_one() {
             assert_same(&owned, &mapped, "owned and mapped");
         }
     }
+}
+
+/// What a control says of gradients, and that parameters move by it.
+#[test]
+fn gradients_are_measured_watched_and_clipped() {
+    let cpu = fast::<f32>();
+    let mut random = Random::new(68);
+    let (x, y) = (random.numbers(500), random.numbers(70));
+    let (first, second) = (upload(&cpu, &x), upload(&cpu, &y));
+    let length = x.iter().chain(&y).map(|x| x * x).sum::<f64>().sqrt();
+    let mut control = cpu.control(&[500, 70]).unwrap();
+    let mut run = |clip, gradients: [&Buffer<f32>; 2], losses: &[f32]| {
+        let a = AdamW { clip, unscale: 0.25, ..settings(1) };
+        cpu.prepare(&mut control, a).unwrap();
+        let mut nll = cpu.alloc_floats(4).unwrap();
+        for loss in losses {
+            // The loss, and behind the rows that are looked at a number that is none.
+            cpu.write_floats(&mut nll, &[0.5, *loss, 1.0, f32::NAN]).unwrap();
+            cpu.watch(&mut control, &nll, 3).unwrap();
+        }
+        for (i, gradient) in gradients.into_iter().enumerate() {
+            cpu.measure(&mut control, i, gradient).unwrap();
+        }
+        cpu.settle(&mut control).unwrap();
+        let mut p = upload(&cpu, &[1.0; 500]);
+        let mut state = cpu.state(Trainable::Vector(&mut p), MomentFormat::F32).unwrap();
+        cpu.step(Trainable::Vector(&mut p), &first, &mut state, &control, 0, false).unwrap();
+        let (_, [m, _]) = cpu.read_moments(&state).unwrap();
+        let m: Vec<f32> = m.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        (cpu.outcome(&control).unwrap(), p.as_slice().to_vec(), m)
+    };
+    for clip in [0.0, 0.5, 1e6] {
+        let (outcome, p, m) = run(clip, [&first, &second], &[1.0, 2.0]);
+        let Outcome { gradient, skipped } = outcome;
+        assert!((gradient - 0.25 * length).abs() < 1e-12 * length && !skipped, "{outcome:?}");
+        let factor = if clip > 0.0 { (clip / (gradient + 1e-6)).min(1.0) } else { 1.0 };
+        let expected: Vec<f64> = x.iter().map(|g| 0.1 * 0.25 * factor * g).collect();
+        assert!(largest(&m, &expected) < 1e-7, "{clip}");
+        // Without decay a first step moves by the rate, or less.
+        assert!(p.iter().all(|p| (p - 1.0).abs() < 3.001e-3));
+    }
+    let mut bad = x.clone();
+    bad[499] = f64::NAN;
+    let nan = upload(&cpu, &bad);
+    bad[499] = f64::INFINITY;
+    let infinite = upload(&cpu, &bad);
+    for (gradients, losses) in [
+        ([&nan, &second], &[1.0][..]),
+        ([&infinite, &second], &[]),
+        ([&first, &second], &[f32::NAN, 1.0]),
+        ([&first, &second], &[1.0, f32::INFINITY]),
+    ] {
+        let (outcome, p, m) = run(1.0, gradients, losses);
+        assert!(outcome.skipped, "{outcome:?}");
+        assert!(p.iter().all(|&p| p == 1.0) && m.iter().all(|&m| m == 0.0));
+    }
+    // What was measured before is forgotten.
+    cpu.prepare(&mut control, settings(1)).unwrap();
+    cpu.measure(&mut control, 1, &second).unwrap();
+    cpu.settle(&mut control).unwrap();
+    let expected = 0.5 * y.iter().map(|x| x * x).sum::<f64>().sqrt();
+    assert!((cpu.outcome(&control).unwrap().gradient - expected).abs() < 1e-12 * expected);
+}
+
+/// A parameter that does not decay steps as one whose decay is 0.
+#[test]
+fn decay_is_for_those_that_decay() {
+    let cpu = fast::<f32>();
+    let mut random = Random::new(69);
+    let (p, g) = (random.numbers(100), upload(&cpu, &random.numbers(100)));
+    let run = |decay, decays| {
+        let mut p = upload(&cpu, &p);
+        let mut state = cpu.state(Trainable::Vector(&mut p), MomentFormat::F32).unwrap();
+        let control = settled(&cpu, AdamW { decay, ..settings(1) }).unwrap();
+        cpu.step(Trainable::Vector(&mut p), &g, &mut state, &control, 0, decays).unwrap();
+        bits(p.as_slice())
+    };
+    assert_eq!(run(0.1, false), run(0.0, true));
+    assert_ne!(run(0.1, false), run(0.1, true));
 }

@@ -37,7 +37,7 @@ use rayon::prelude::*;
 
 pub use buffer::Buffer;
 pub use mask::OwnedMask;
-pub use optim::OptimState;
+pub use optim::{OptimControl, OptimState};
 pub use simd::{CpuElement, SimdLevel};
 use simd::{Isa, Kernel};
 use unmask::UnmaskElement;

@@ -6,64 +6,22 @@
 //! threads nor instructions show in the result.
 
 mod kernels;
+mod moments;
 
 use super::buffer::Shared;
 use super::check;
 use super::{Buffer, Cpu, Matrix, Storage, sides};
-use crate::backend::{AdamW, Layout, MomentFormat, Optimise, Trainable};
+use crate::backend::{AdamW, AdamWFactors, Layout, MomentFormat, Optimise, Outcome, Trainable};
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
 use kernels::{Convert, Part, Squares, Step, little, nearest, widen};
+use moments::{Moment, Which};
 
-/// Elements of a block: those that 16 blocks of random bits serve ([`AdamW::rounding`]).
-const BLOCK: usize = 64;
+/// Elements of a block: those that share a scale of 8-bit moments, and four times those that 16 blocks of random bits
+/// serve ([`AdamW::rounding`]).
+const BLOCK: usize = 256;
 /// Elements of a task; whole blocks.
 const TASK: usize = 1 << 15;
-
-/// A moment of a parameter.
-#[derive(Debug)]
-enum Moment {
-    F32(Buffer<f32>),
-    Bf16(Buffer<u16>),
-}
-
-impl Moment {
-    fn zeroed(format: MomentFormat, len: usize) -> Result<Self> {
-        Ok(match format {
-            MomentFormat::F32 => Moment::F32(Buffer::zeroed(len)?),
-            MomentFormat::Bf16 => Moment::Bf16(Buffer::zeroed(len)?),
-        })
-    }
-
-    fn share(&mut self) -> Part<Shared<'_, f32>, Shared<'_, u16>> {
-        match self {
-            Moment::F32(x) => Part::F32(Shared::new(x.as_mut_slice())),
-            Moment::Bf16(x) => Part::Bf16(Shared::new(x.as_mut_slice())),
-        }
-    }
-
-    fn to_bytes(&self) -> Vec<u8> {
-        match self {
-            Moment::F32(x) => x.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Moment::Bf16(x) => x.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect(),
-        }
-    }
-
-    fn copy_from(&mut self, bytes: &[u8]) {
-        match self {
-            Moment::F32(x) => {
-                for (x, bytes) in x.as_mut_slice().iter_mut().zip(bytes.as_chunks().0) {
-                    *x = f32::from_le_bytes(*bytes);
-                }
-            }
-            Moment::Bf16(x) => {
-                for (x, bytes) in x.as_mut_slice().iter_mut().zip(bytes.as_chunks().0) {
-                    *x = u16::from_le_bytes(*bytes);
-                }
-            }
-        }
-    }
-}
 
 /// Moments of one parameter, and its master copy where the weight is bf16.
 #[derive(Debug)]
@@ -77,12 +35,21 @@ pub struct OptimState {
 impl OptimState {
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
-        let moment = match self.format {
-            MomentFormat::F32 => 4,
-            MomentFormat::Bf16 => 2,
-        };
-        self.len * (2 * moment + if self.master.is_some() { 4 } else { 0 })
+        2 * self.format.bytes(self.len) + if self.master.is_some() { 4 * self.len } else { 0 }
     }
+}
+
+/// What is measured before a step, and what follows from it.
+#[derive(Debug)]
+pub struct OptimControl {
+    lens: Vec<usize>,
+    /// Sum of squares of each gradient.
+    squares: Vec<f64>,
+    step: Option<(AdamW, AdamWFactors)>,
+    /// No loss that was watched was not finite.
+    finite: bool,
+    /// What came of it, and the factor on gradients.
+    settled: Option<(Outcome, f32)>,
 }
 
 /// A parameter's numbers: in f32, or in bf16 beside a master copy.
@@ -122,6 +89,7 @@ impl<'a> Numbers<'a> {
 
 impl Optimise for Cpu<f32> {
     type State = OptimState;
+    type Control = OptimControl;
 
     fn trainable_matrix(&self, tensor: &StoredTensor, layout: Layout, dtype: Dtype) -> Result<Matrix> {
         const OP: &str = "trainable_matrix";
@@ -167,7 +135,8 @@ impl Optimise for Cpu<f32> {
                 Some(master)
             }
         };
-        let moments = [Moment::zeroed(format, len)?, Moment::zeroed(format, len)?];
+        let moments =
+            [Moment::zeroed(format, Which::First, len)?, Moment::zeroed(format, Which::Second, len)?];
         Ok(OptimState { len, format, moments, master })
     }
 
@@ -184,20 +153,66 @@ impl Optimise for Cpu<f32> {
         Ok(sums.as_slice().iter().sum())
     }
 
+    fn control(&self, lens: &[usize]) -> Result<OptimControl> {
+        let squares = vec![0.0; lens.len()];
+        Ok(OptimControl { lens: lens.to_vec(), squares, step: None, finite: true, settled: None })
+    }
+
+    fn prepare(&self, control: &mut OptimControl, step: AdamW) -> Result<()> {
+        control.step = Some((step, step.factors()?));
+        control.squares.fill(0.0);
+        (control.finite, control.settled) = (true, None);
+        Ok(())
+    }
+
+    fn watch(&self, control: &mut OptimControl, nll: &Buffer<f32>, rows: usize) -> Result<()> {
+        check::at_least("watch", "nll", rows, nll.len())?;
+        control.finite &= nll.as_slice()[..rows].iter().all(|x| x.is_finite());
+        Ok(())
+    }
+
+    fn measure(&self, control: &mut OptimControl, number: usize, gradient: &Buffer<f32>) -> Result<()> {
+        let (Some(&len), Some(squares)) = (control.lens.get(number), control.squares.get_mut(number)) else {
+            return check::at_least("measure", "gradients", number.saturating_add(1), control.lens.len());
+        };
+        *squares = self.sum_of_squares(gradient, len)?;
+        Ok(())
+    }
+
+    fn settle(&self, control: &mut OptimControl) -> Result<()> {
+        let Some((step, _)) = &control.step else {
+            return Err(Error::request("optimiser: settled before it was prepared"));
+        };
+        let gradient = step.unscale * control.squares.iter().fold(0.0, |sum, x| sum + x).sqrt();
+        let skipped = !(gradient.is_finite() && control.finite);
+        control.settled = Some((Outcome { gradient, skipped }, step.scale(gradient) as f32));
+        Ok(())
+    }
+
     fn step(
         &self,
-        parameter: Trainable<'_, Self>,
+        trainable: Trainable<'_, Self>,
         gradient: &Buffer<f32>,
         state: &mut OptimState,
-        step: AdamW,
+        control: &OptimControl,
+        parameter: u32,
+        decays: bool,
     ) -> Result<()> {
         const OP: &str = "step";
-        let plain = matches!(parameter, Trainable::Vector(_));
-        let numbers = Numbers::of(OP, parameter)?;
+        let plain = matches!(trainable, Trainable::Vector(_));
+        let numbers = Numbers::of(OP, trainable)?;
         numbers.fits(OP, state)?;
         let len = numbers.len();
         check::equal(OP, "gradient", len, gradient.len())?;
-        let factors = step.factors()?;
+        let (Some((step, mut factors)), Some((outcome, scale))) = (control.step, control.settled) else {
+            return Err(unsettled());
+        };
+        if outcome.skipped {
+            return Ok(());
+        }
+        if !decays {
+            factors.keep = 1.0;
+        }
         let (weights, rounded) = match (numbers, &mut state.master) {
             (Numbers::F32(x), _) => (Shared::new(x), None),
             (Numbers::Bf16(x), Some(master)) => (Shared::new(master.as_mut_slice()), Some(Shared::new(x))),
@@ -218,12 +233,18 @@ impl Optimise for Cpu<f32> {
                     m: m.part(at, n),
                     v: v.part(at, n),
                     factors,
+                    scale,
                     step,
+                    parameter,
                     swap,
                 });
             }
         });
         Ok(())
+    }
+
+    fn outcome(&self, control: &OptimControl) -> Result<Outcome> {
+        control.settled.map(|(outcome, _)| outcome).ok_or_else(unsettled)
     }
 
     fn read_parameter(&self, parameter: Trainable<'_, Self>, state: Option<&OptimState>) -> Result<Vec<f32>> {
@@ -272,18 +293,19 @@ impl Optimise for Cpu<f32> {
     }
 
     fn write_moments(&self, state: &mut OptimState, moments: [&[u8]; 2]) -> Result<()> {
-        let size = match state.format {
-            MomentFormat::F32 => 4,
-            MomentFormat::Bf16 => 2,
-        };
         for bytes in moments {
-            check::equal("write_moments", "bytes of a moment", size * state.len, bytes.len())?;
+            let expected = state.format.bytes(state.len);
+            check::equal("write_moments", "bytes of a moment", expected, bytes.len())?;
         }
         for (moment, bytes) in state.moments.iter_mut().zip(moments) {
             moment.copy_from(bytes);
         }
         Ok(())
     }
+}
+
+fn unsettled() -> Error {
+    Error::request("optimiser: a step before its gradients were settled")
 }
 
 impl Cpu<f32> {

@@ -89,7 +89,7 @@ pub struct CommonArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
 
-    /// Moments in f32 (8 bytes a weight), or in bf16, rounded stochastically (4) [default: f32]
+    /// Moments in f32 (8 bytes a weight), or, rounded stochastically, in bf16 (4) or 8bit (2) [default: f32]
     #[arg(long, value_name = "FORMAT", help_heading = "Memory")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moments: Option<String>,

@@ -152,7 +152,7 @@ pub fn plan(options: &Options, files: &ModelFiles, mask_id: Option<u32>) -> Resu
         alpha: within("focal-alpha", options.focal_alpha, f64::MIN_POSITIVE..=large, "a number above 0")?,
         gamma: within("focal-gamma", options.focal_gamma, 0.0..=large, "a number from 0 on")?,
     };
-    let formats = [("f32", MomentFormat::F32), ("bf16", MomentFormat::Bf16)];
+    let formats = [("f32", MomentFormat::F32), ("bf16", MomentFormat::Bf16), ("8bit", MomentFormat::Q8)];
     let recipe = Recipe {
         objective,
         attention,

@@ -1,7 +1,7 @@
 //! The passes of the optimiser over a range of elements.
 
 use super::BLOCK;
-use crate::backend::cpu::buffer::Shared;
+use super::moments::MomentPart;
 use crate::backend::cpu::simd::{Kernel, Simd, load_one};
 use crate::backend::{AdamW, AdamWFactors};
 use crate::element::Dtype;
@@ -25,63 +25,10 @@ pub fn nearest(x: f32) -> u16 {
     (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }
 
-/// One of the two bf16 around `x`, the one above with the probability of its nearness when `random` is uniform.
-/// A finite number stays finite.
-#[inline(always)]
-fn stochastic(x: f32, random: u16) -> u16 {
-    const EXPONENT: u32 = 0x7F80_0000;
-    let bits = x.to_bits();
-    let up = bits.wrapping_add(random.into());
-    let over = up & EXPONENT == EXPONENT || bits & EXPONENT == EXPONENT;
-    let quiet = if x.is_nan() { 0x40 } else { 0 };
-    (if over { bits >> 16 | quiet } else { up >> 16 }) as u16
-}
-
 /// Numbers in one of two formats.
 pub enum Part<A, B> {
     F32(A),
     Bf16(B),
-}
-
-impl<'a> Part<Shared<'a, f32>, Shared<'a, u16>> {
-    /// # Safety
-    /// As [`Shared::part`].
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn part(&self, at: usize, n: usize) -> Part<&mut [f32], &mut [u16]> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self {
-                Part::F32(x) => Part::F32(x.part(at, n)),
-                Part::Bf16(x) => Part::Bf16(x.part(at, n)),
-            }
-        }
-    }
-}
-
-impl Part<&mut [f32], &mut [u16]> {
-    /// Where elements `at .. at + n` are as f32: in place, or widened in `block`.
-    #[inline(always)]
-    fn open(&mut self, at: usize, n: usize, block: &mut [f32; BLOCK]) -> *mut f32 {
-        match self {
-            Part::F32(x) => x[at..at + n].as_mut_ptr(),
-            Part::Bf16(x) => {
-                for (to, x) in block.iter_mut().zip(&x[at..at + n]) {
-                    *to = widen(*x);
-                }
-                block.as_mut_ptr()
-            }
-        }
-    }
-
-    /// Rounds what `open` widened, with the 16 bits from bit `shift` on of each word.
-    #[inline(always)]
-    fn close(&mut self, at: usize, n: usize, block: &[f32; BLOCK], words: &[u32; BLOCK], shift: u32) {
-        if let Part::Bf16(x) = self {
-            for ((to, x), word) in x[at..at + n].iter_mut().zip(block).zip(words) {
-                *to = stochastic(*x, (word >> shift) as u16);
-            }
-        }
-    }
 }
 
 /// A step of a range of elements, the first of which is element `at` of the parameter; `at` is a multiple of
@@ -92,10 +39,14 @@ pub struct Step<'a> {
     /// The weights as bf16.
     pub rounded: Option<&'a mut [u16]>,
     pub gradient: &'a [f32],
-    pub m: Part<&'a mut [f32], &'a mut [u16]>,
-    pub v: Part<&'a mut [f32], &'a mut [u16]>,
+    pub m: MomentPart<'a>,
+    pub v: MomentPart<'a>,
     pub factors: AdamWFactors,
+    /// On the gradient.
+    pub scale: f32,
     pub step: AdamW,
+    /// Its number.
+    pub parameter: u32,
     /// The weights are in the other byte order.
     pub swap: bool,
 }
@@ -106,13 +57,13 @@ impl Kernel<f32> for Step<'_> {
     #[inline(always)]
     fn run<S: Simd<f32>>(mut self, s: S) {
         let f = self.factors;
-        let [keep, scale, rate, unbias, eps] = [f.keep, f.scale, f.rate, f.unbias, f.eps].map(|x| s.splat(x));
+        let [keep, scale, rate, unbias, eps] = [f.keep, self.scale, f.rate, f.unbias, f.eps].map(|x| s.splat(x));
         let ([b1, b2], [c1, c2]) = (f.betas.map(|x| s.splat(x)), f.rest.map(|x| s.splat(x)));
         let swap = |weights: &mut [f32]| weights.iter_mut().for_each(|x| *x = little(*x));
         if self.swap {
             swap(self.weights);
         }
-        let random = matches!(self.m, Part::Bf16(_)) || matches!(self.v, Part::Bf16(_));
+        let random = self.m.is_rounded() || self.v.is_rounded();
         let (mut m_block, mut v_block, mut words) = ([0.0; BLOCK], [0.0; BLOCK], [0; BLOCK]);
         for at in (0..self.gradient.len()).step_by(BLOCK) {
             let n = BLOCK.min(self.gradient.len() - at);
@@ -141,7 +92,7 @@ impl Kernel<f32> for Step<'_> {
                 }
             }
             if random {
-                rounding_words(&self.step, self.at + at, &mut words);
+                rounding_words(&self.step, self.parameter, self.at + at, n, &mut words);
                 self.m.close(at, n, &m_block, &words, 0);
                 self.v.close(at, n, &v_block, &words, 16);
             }
@@ -152,14 +103,17 @@ impl Kernel<f32> for Step<'_> {
     }
 }
 
-/// The words of [`AdamW::rounding`] for elements `at .. at + 64`, `at` a multiple of 64.
+/// The words of [`AdamW::rounding`] for elements `at .. at + n`, and of what else 64 elements share; `at` is a multiple of
+/// [`BLOCK`].
 #[inline(always)]
-fn rounding_words(step: &AdamW, at: usize, words: &mut [u32; BLOCK]) {
-    let first = (at / 4) as u32;
-    let blocks = std::array::from_fn(|i| first.wrapping_add(i as u32));
-    let wide = step.rng.words_wide(Purpose::Rounding, step.parameter, step.step as u32, blocks);
-    for (words, wide) in words.chunks_exact_mut(16).zip(wide) {
-        words.copy_from_slice(&wide);
+fn rounding_words(step: &AdamW, parameter: u32, at: usize, n: usize, words: &mut [u32; BLOCK]) {
+    for (group, words) in words.chunks_exact_mut(64).take(n.div_ceil(64)).enumerate() {
+        let first = ((at + 64 * group) / 4) as u32;
+        let blocks = std::array::from_fn(|i| first.wrapping_add(i as u32));
+        let wide = step.rng.words_wide(Purpose::Rounding, parameter, step.step as u32, blocks);
+        for (words, wide) in words.chunks_exact_mut(16).zip(wide) {
+            words.copy_from_slice(&wide);
+        }
     }
 }
 
