@@ -68,6 +68,10 @@ impl Rng {
         Self { key: [seed as u32, (seed >> 32) as u32] }
     }
 
+    pub fn seed(&self) -> u64 {
+        u64::from(self.key[1]) << 32 | u64::from(self.key[0])
+    }
+
     /// Four independent 32-bit words.
     pub fn words(&self, purpose: Purpose, sequence: u32, step: u32, position: u32) -> [u32; 4] {
         philox4x32_10([position, step, sequence, purpose as u32], self.key)

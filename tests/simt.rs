@@ -98,3 +98,8 @@ fn needs() {
 fn commit() {
     run("commit");
 }
+
+#[test]
+fn optim() {
+    run("optim");
+}

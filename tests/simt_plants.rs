@@ -132,6 +132,24 @@ fn matmul() {
 }
 
 #[test]
+fn optim() {
+    let (race, overrun) = ("race: ", "global memory out of bounds");
+    for (plant, kernel, kind) in [
+        ("optim_words", "optim_adamw_f32_bf16", race),
+        ("optim_past", "optim_adamw_bf16_f32", overrun),
+        ("optim_code", "optim_adamw_f32_q8", overrun),
+        ("optim_scale", "optim_adamw_f16_q8", overrun),
+        ("optim_lanes", "optim_adamw_bf16_q8", race),
+        ("optim_partial", "optim_squares", "output not written"),
+        ("optim_squares", "optim_squares", overrun),
+        ("optim_watch", "optim_watch", overrun),
+        ("optim_settle", "optim_settle", race),
+    ] {
+        planted(plant, kernel, "optim.cu", kind);
+    }
+}
+
+#[test]
 fn too_little_shared_memory() {
     tampered("norm_layer", "shared memory out of bounds", |launch| launch.shared -= 4);
 }

@@ -18,6 +18,7 @@ mod mask;
 mod matmul;
 mod needs;
 mod norm;
+mod optim;
 mod probe;
 mod random;
 mod rope;
@@ -136,6 +137,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         unmask::cases(grid),
         needs::cases(grid),
         commit::cases(grid),
+        optim::cases(grid),
     ];
     all.into_iter().flatten().filter(|c| c.contains(filter)).collect()
 }

@@ -43,14 +43,14 @@ impl<'a, D: Device> From<&'a MaskOnDevice<D>> for DeviceMask<'a, D> {
 
 impl<D: Device> Cuda<D> {
     /// A buffer of zeros.
-    fn zeroed(&self, format: impl Into<Format>, len: usize) -> Result<Buffer<D>> {
+    pub(super) fn zeroed(&self, format: impl Into<Format>, len: usize) -> Result<Buffer<D>> {
         let mut buffer = Buffer::new(&self.device, format, len)?;
         buffer.fill(&self.device, 0)?;
         Ok(buffer)
     }
 
     /// The numbers of `stored` in the format of activations.
-    fn converted(&self, stored: Buffer<D>, dtype: Dtype) -> Result<Buffer<D>> {
+    pub(super) fn converted(&self, stored: Buffer<D>, dtype: Dtype) -> Result<Buffer<D>> {
         if dtype == self.dtype {
             return Ok(stored);
         }

@@ -97,6 +97,8 @@ pub enum Format {
     Float(Dtype),
     U32,
     U64,
+    /// Sums; activations are [`Dtype`]s.
+    F64,
     U8,
 }
 
@@ -106,7 +108,7 @@ impl Format {
         match self {
             Format::Float(dtype) => dtype.size(),
             Format::U32 => 4,
-            Format::U64 => 8,
+            Format::U64 | Format::F64 => 8,
             Format::U8 => 1,
         }
     }

@@ -17,6 +17,8 @@ pub struct Matrix<D: Device> {
     layout: Layout,
     inputs: usize,
     outputs: usize,
+    /// Of a weight that is to be trained in 16 bits, its numbers in f32, until an optimiser takes them.
+    original: Option<Buffer<D>>,
 }
 
 impl<D: Device> Matrix<D> {
@@ -47,7 +49,22 @@ impl<D: Device> Matrix<D> {
             let (expected, got) = (dtype.size(), buffer.format().size());
             return Err(Error::Shape { op: "matrix", what: "bytes of a number", expected, got });
         }
-        Ok(Self { buffer, dtype, layout, inputs, outputs })
+        Ok(Self { buffer, dtype, layout, inputs, outputs, original: None })
+    }
+
+    /// The same with its numbers in f32 beside them, for an optimiser.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they are of another length or format.
+    pub(super) fn with_original(self, original: Buffer<D>) -> Result<Self> {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let original = Self::of(original, Dtype::F32, self.layout, [inputs, outputs])?.buffer;
+        Ok(Self { original: Some(original), ..self })
+    }
+
+    /// The numbers, to be changed, and those in f32 where an optimiser has not taken them.
+    pub(super) fn parts_mut(&mut self) -> (&mut Buffer<D>, &mut Option<Buffer<D>>) {
+        (&mut self.buffer, &mut self.original)
     }
 
     /// The numbers, in the stored order.

@@ -24,6 +24,7 @@ mod mask;
 mod matmul;
 mod needs;
 mod norm;
+mod optim;
 mod probe;
 mod random;
 mod rope;
@@ -44,6 +45,7 @@ pub use gemm::{GemmCall, GemmLibrary};
 pub(crate) use matmul::Tile;
 pub use matmul::{LinearEpilogue, Matrix};
 pub use needs::{Found, Wanted};
+pub use optim::{OptimControl, OptimState};
 pub use unmask::{Draws, UnmaskVariant};
 
 use crate::element::Dtype;

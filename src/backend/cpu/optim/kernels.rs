@@ -57,7 +57,8 @@ impl Kernel<f32> for Step<'_> {
     #[inline(always)]
     fn run<S: Simd<f32>>(mut self, s: S) {
         let f = self.factors;
-        let [keep, scale, rate, unbias, eps] = [f.keep, self.scale, f.rate, f.unbias, f.eps].map(|x| s.splat(x));
+        let [keep, scale, rate, unbias, eps] =
+            [f.keep, self.scale, f.rate, f.unbias, f.eps].map(|x| s.splat(x));
         let ([b1, b2], [c1, c2]) = (f.betas.map(|x| s.splat(x)), f.rest.map(|x| s.splat(x)));
         let swap = |weights: &mut [f32]| weights.iter_mut().for_each(|x| *x = little(*x));
         if self.swap {
