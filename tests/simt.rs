@@ -65,6 +65,16 @@ fn cast() {
 }
 
 #[test]
+fn elementwise() {
+    run("elementwise");
+}
+
+#[test]
+fn columns() {
+    run("columns");
+}
+
+#[test]
 fn compact() {
     run("compact");
 }

@@ -9,9 +9,11 @@
 mod activation;
 mod attention;
 mod cast;
+mod columns;
 mod commit;
 mod compact;
 pub mod cpu;
+mod elementwise;
 mod embedding;
 mod head;
 mod mask;
@@ -19,6 +21,7 @@ mod matmul;
 mod needs;
 mod norm;
 mod optim;
+mod norm_bwd;
 mod probe;
 mod random;
 mod rope;
@@ -125,11 +128,14 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         probe::cases(grid),
         embedding::cases(grid),
         norm::cases(grid),
+        norm_bwd::cases(grid),
         rope::cases(grid),
         activation::cases(grid),
         mask::cases(grid),
         attention::cases(grid),
         cast::cases(grid),
+        elementwise::cases(grid),
+        columns::cases(grid),
         random::cases(grid),
         matmul::cases(grid),
         head::cases(grid),

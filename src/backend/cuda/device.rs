@@ -313,6 +313,14 @@ impl<D: Device> Buffer<D> {
         if bytes == 0 { Ok(()) } else { device.fill(&self.memory, self.first_byte, bytes, value) }
     }
 
+    /// Fills every byte of numbers `at .. at + len` with `value`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are not so many; those of the device.
+    pub fn fill_part(&mut self, device: &D, at: usize, len: usize, value: u8) -> Result<()> {
+        self.share(at, len)?.fill(device, value)
+    }
+
     fn byte_range<T>(&self, op: &'static str, at: usize, count: usize) -> Result<usize> {
         if size_of::<T>() != self.format.size() {
             let (expected, got) = (self.format.size(), size_of::<T>());

@@ -6,6 +6,7 @@ mod activation;
 mod attention;
 mod backend;
 mod cast;
+mod columns;
 mod commit;
 mod compact;
 mod counts;
@@ -13,6 +14,7 @@ mod cublaslt;
 mod denoise;
 mod device;
 pub mod driver;
+mod elementwise;
 mod embedding;
 #[cfg(feature = "simt")]
 mod fault;
