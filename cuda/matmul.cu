@@ -1,20 +1,26 @@
 // Matrix products of rows with a weight, in bf16 and f16 on tensor cores, sums in f32.
 //
-// Contract. x [rows, inputs], rows x_stride apart; out [rows, columns], rows out_stride apart; bias [columns] or null;
-// all of one format T, with OUT_F32 out is float. The weight, as it is stored:
+// Contract of nt and nn. x [rows, inputs], rows x_stride apart; out [rows, columns], rows out_stride apart; bias [columns]
+// or null; all of one format T, with OUT_F32 out is float. The weight, as it is stored:
 //   nt: [columns, inputs], rows weight_stride apart      (torch Linear, embeddings)
 //   nn: [inputs, columns], rows weight_stride apart      (GPT-2 Conv1D)
 //   out = activation(x W + bias)       the activation is in flags; 0: none
 //   out += x W + bias                  with ACCUMULATE; f32(out) + (sum + bias) is rounded once
-// rows, columns >= 1; inputs >= 0. Nothing but these numbers is read or written. No scratch.
+// rows, columns >= 1; inputs >= 0. The gradient of a product's input is such a product too, with the weight's axes in each
+// other's place.
+// Contract of tn, the gradient of a weight. x [inputs, rows], rows x_stride apart; weight [inputs, columns], rows
+// weight_stride apart; both of format T; out [rows, columns] dense, float:
+//   out += xT W                        out + sum is rounded once
+// Nothing but these numbers is read or written, but for what is said next. No scratch.
 //
-// Kernels differ in their tile alone: large 128 x 128, medium 64 x 128, small 64 x 64, few 16 x 32 (rows x columns). They copy
-// 16 bytes at a time and need: rows of x and of the weight begin on 16 bytes, inputs a multiple of 8, and for nn columns
-// too. `any` (64 x 64) needs nothing.
+// Kernels differ in their tile alone: large 128 x 128, medium 64 x 128, small 64 x 64, few 16 x 32 (rows x columns; not for
+// tn). They copy 16 bytes at a time and need: rows of x and of the weight begin on 16 bytes and are a multiple of 8 numbers
+// long. Two kinds of rows may be shorter, by up to 7 numbers, which are then read: rows of x of nn, if those numbers are finite
+// (they meet zeros); and all rows of tn (they meet what is not stored). `any` (64 x 64) needs nothing.
 //
 // A sum is one chain: sixteen numbers of k an instruction, in rising order, from zero up to inputs rounded up to 32 (past
-// inputs both factors are zero). It is the same in every kernel, so an output's bits depend neither on the tile nor on the
-// other rows of the launch.
+// inputs a factor at least is zero). It is the same in every kernel, so an output's bits depend neither on the tile nor on
+// the other rows of the launch.
 //
 // A block computes a tile. Slices of BK numbers of k of both factors pass through STAGES buffers, filled by cp.async
 // STAGES - 1 slices ahead; one barrier a slice says that a slice has landed and that the one before is free. 16-byte chunks
@@ -88,21 +94,29 @@ template <class T, int ROWS, int CHUNKS, int THREADS, bool PACKED> struct Copier
   }
 };
 
+// How a factor is stored: k runs along its rows, or from row to row.
+enum Stored { K_ALONG, K_DOWN };
+
 // The fragments of one step of 16 numbers of k.
 template <class C> struct Fragments {
   uint32_t a[C::WM / 16][4];
   uint32_t b[C::WN / 16][4];  // of two tiles of 8 columns
 
-  template <bool NT, class T> DEVICE void load(const T* slice, int warp_row, int warp_column, int step) {
+  template <Stored X, Stored W, class T> DEVICE void load(const T* slice, int warp_row, int warp_column, int step) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < C::WM / 16; i++)
-      ldmatrix_x4(a[i], slice + swizzled<C::BK / 8>(warp_row + i * 16 + lane % 16, step * 2 + lane / 16));
+    for (int i = 0; i < C::WM / 16; i++) {
+      if constexpr (X == K_ALONG)
+        ldmatrix_x4(a[i], slice + swizzled<C::BK / 8>(warp_row + i * 16 + lane % 16, step * 2 + lane / 16));
+      else
+        ldmatrix_x4_trans(a[i], slice + swizzled<C::BM / 8>(step * 16 + lane / 16 * 8 + lane % 8,
+                                                            warp_row / 8 + i * 2 + lane / 8 % 2));
+    }
     const T* weight = slice + C::BM * C::BK;
 #pragma unroll
     for (int j = 0; j < C::WN / 16; j++) {
       const int half = lane / 8 % 2, tile = lane / 16, line = lane % 8;  // of k, of columns, within 8
-      if (NT)
+      if (W == K_ALONG)
         ldmatrix_x4(b[j], weight + swizzled<C::BK / 8>(warp_column + j * 16 + tile * 8 + line, step * 2 + half));
       else
         ldmatrix_x4_trans(b[j], weight + swizzled<C::BN / 8>(step * 16 + half * 8 + line, warp_column / 8 + j * 2 + tile));
@@ -110,31 +124,37 @@ template <class C> struct Fragments {
   }
 };
 
-template <class C, bool NT, class T>
-DEVICE void linear(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias, void* out, int rows,
-                   int columns, int inputs, int x_stride, int weight_stride, int out_stride, unsigned flags) {
+// A block's copies of one factor: the columns (or rows) from `first` on of its tile, slice by slice of k.
+template <class C, int WIDTH, Stored F, class T>
+struct Slices : Copier<T, F == K_ALONG ? WIDTH : C::BK, (F == K_ALONG ? C::BK : WIDTH) / 8, C::THREADS, C::PACKED> {
+  typedef Copier<T, F == K_ALONG ? WIDTH : C::BK, (F == K_ALONG ? C::BK : WIDTH) / 8, C::THREADS, C::PACKED> Copies;
+
+  DEVICE Slices(const T* factor, int first, int stride)
+      : Copies(factor + (F == K_ALONG ? static_cast<int64_t>(first) * stride : first), stride) {}
+  // The next slice, of which `width` and `left` numbers exist (or more).
+  DEVICE void next(T* slice, int width, int left) {
+    this->copy(slice, F == K_ALONG ? width : left, F == K_ALONG ? left : width);
+    this->from += F == K_ALONG ? C::BK : static_cast<int64_t>(C::BK) * this->stride;
+  }
+};
+
+// The sums of a warp's part of the tile at `at`. Behind it, other warps may still read the shared memory.
+template <class C, Stored X, Stored W, class T>
+DEVICE void multiply(T* shared, const T* __restrict__ x, const T* __restrict__ weight, TilePlace at, int warp_row,
+                     int warp_column, int rows, int columns, int inputs, int x_stride, int weight_stride,
+                     float (&sums)[C::WM / 16][C::WN / 8][4]) {
   constexpr int STEPS = C::BK / 16;
   static_assert(STEPS % 2 == 0, "the two sets of fragments take turns");
-  DYN_SMEM(T, shared);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_row = warp / C::WARPS_ACROSS * C::WM, warp_column = warp % C::WARPS_ACROSS * C::WN;
-  const TilePlace at = tile_place<C::BM, C::BN>(rows, columns);
-  x += static_cast<int64_t>(at.row) * x_stride;
-  weight += NT ? static_cast<int64_t>(at.column) * weight_stride : at.column;
-
-  Copier<T, C::BM, C::BK / 8, C::THREADS, C::PACKED> a(x, x_stride);
-  Copier<T, NT ? C::BN : C::BK, (NT ? C::BK : C::BN) / 8, C::THREADS, C::PACKED> b(weight, weight_stride);
+  Slices<C, C::BM, X, T> a(x, at.row, x_stride);
+  Slices<C, C::BN, W, T> b(weight, at.column, weight_stride);
   int left = inputs;  // of k, from the next slice to copy on
   const auto copy = [&](int stage) {
     T* slice = shared + stage * C::STAGE;
-    a.copy(slice, rows - at.row, left);
-    b.copy(slice + C::BM * C::BK, NT ? columns - at.column : left, NT ? left : columns - at.column);
-    a.from += C::BK;
-    b.from += NT ? C::BK : static_cast<int64_t>(C::BK) * weight_stride;
+    a.next(slice, rows - at.row, left);
+    b.next(slice + C::BM * C::BK, columns - at.column, left);
     left -= C::BK;
   };
 
-  float sums[C::WM / 16][C::WN / 8][4] = {};
   Fragments<C> fragments[2];
   const int slices = (inputs - 1) / C::BK + 1;  // one of zeros where inputs is 0
 #pragma unroll 1
@@ -144,20 +164,20 @@ DEVICE void linear(const T* __restrict__ x, const T* __restrict__ weight, const 
   }
   cp_async_wait<C::STAGES - 2>();
   __syncthreads();
-  fragments[0].template load<NT>(shared, warp_row, warp_column, 0);
+  fragments[0].template load<X, W>(shared, warp_row, warp_column, 0);
   int current = 0, free = C::STAGES - 1;
 #pragma unroll 1
   for (int i = 0; i < slices; i++) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
       if (step + 1 < STEPS) {
-        fragments[(step + 1) % 2].template load<NT>(shared + current * C::STAGE, warp_row, warp_column, step + 1);
+        fragments[(step + 1) % 2].template load<X, W>(shared + current * C::STAGE, warp_row, warp_column, step + 1);
       } else if (i + 1 < slices) {
         current = current + 1 == C::STAGES ? 0 : current + 1;
         // The next slice has landed, here and (barrier) for all threads; and all have read the last of this one.
         cp_async_wait<C::STAGES - 2>();
         __syncthreads();
-        fragments[0].template load<NT>(shared + current * C::STAGE, warp_row, warp_column, 0);
+        fragments[0].template load<X, W>(shared + current * C::STAGE, warp_row, warp_column, 0);
       }
       if (step == 0) {
         // The slice before this one was read before the last barrier.
@@ -176,10 +196,11 @@ DEVICE void linear(const T* __restrict__ x, const T* __restrict__ weight, const 
       }
     }
   }
+}
 
-  // The buffers are free for the sums when all warps have read their last fragments.
-  __syncthreads();
-  float* staged = reinterpret_cast<float*>(shared) + warp * C::STAGED;
+// A warp's sums, row by row in shared memory of its own.
+template <class C> DEVICE void stage(float* staged, const float (&sums)[C::WM / 16][C::WN / 8][4]) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < C::WM / 16; m++)
 #pragma unroll
@@ -190,6 +211,21 @@ DEVICE void linear(const T* __restrict__ x, const T* __restrict__ weight, const 
         *reinterpret_cast<float2*>(to) = make_float2(sums[m][n][half * 2], sums[m][n][half * 2 + 1]);
       }
   __syncwarp();
+}
+
+template <class C, Stored W, class T>
+DEVICE void linear(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias, void* out, int rows,
+                   int columns, int inputs, int x_stride, int weight_stride, int out_stride, unsigned flags) {
+  DYN_SMEM(T, shared);
+  const int warp = threadIdx.x / 32;
+  const int warp_row = warp / C::WARPS_ACROSS * C::WM, warp_column = warp % C::WARPS_ACROSS * C::WN;
+  const TilePlace at = tile_place<C::BM, C::BN>(rows, columns);
+  float sums[C::WM / 16][C::WN / 8][4] = {};
+  multiply<C, K_ALONG, W>(shared, x, weight, at, warp_row, warp_column, rows, columns, inputs, x_stride, weight_stride, sums);
+  // The buffers are free for the sums when all warps have read their last fragments.
+  __syncthreads();
+  float* staged = reinterpret_cast<float*>(shared) + warp * C::STAGED;
+  stage<C>(staged, sums);
   const int row = at.row + warp_row, column = at.column + warp_column;
   const T* b0 = bias ? bias + column : nullptr;
   const int64_t first = static_cast<int64_t>(row) * out_stride + column;
@@ -204,19 +240,50 @@ DEVICE void linear(const T* __restrict__ x, const T* __restrict__ weight, const 
   else store(static_cast<T*>(out) + first);
 }
 
-#define LINEAR_KERNEL(TILE, BLOCKS, NAME, LAYOUT, NT, T, SUFFIX)                                                       \
+template <class C, class T>
+DEVICE void add_outer(const T* __restrict__ x, const T* __restrict__ weight, float* out, int rows, int columns, int inputs,
+                      int x_stride, int weight_stride) {
+  DYN_SMEM(T, shared);
+  const int warp = threadIdx.x / 32;
+  const int warp_row = warp / C::WARPS_ACROSS * C::WM, warp_column = warp % C::WARPS_ACROSS * C::WN;
+  const TilePlace at = tile_place<C::BM, C::BN>(rows, columns);
+  float sums[C::WM / 16][C::WN / 8][4] = {};
+  multiply<C, K_DOWN, K_DOWN>(shared, x, weight, at, warp_row, warp_column, rows, columns, inputs, x_stride, weight_stride,
+                              sums);
+  __syncthreads();  // as in `linear`
+  float* staged = reinterpret_cast<float*>(shared) + warp * C::STAGED;
+  stage<C>(staged, sums);
+  const int row = at.row + warp_row, column = at.column + warp_column;
+  out += static_cast<int64_t>(row) * columns + column;
+  store_tile<T, float, true, C::WM, C::WN>(staged, nullptr, out, columns, rows - row, columns - column, ACCUMULATE);
+}
+
+#define LINEAR_KERNEL(TILE, BLOCKS, NAME, LAYOUT, STORED, T, SUFFIX)                                                   \
   KERNEL(TILE::THREADS, BLOCKS, matmul_##LAYOUT##_##NAME##_##SUFFIX,                                                   \
          (const T* x, const T* weight, const T* bias, void* out, int rows, int columns, int inputs, int x_stride,      \
           int weight_stride, int out_stride, unsigned flags)) {                                                        \
-    linear<TILE, NT>(x, weight, bias, out, rows, columns, inputs, x_stride, weight_stride, out_stride, flags);         \
+    linear<TILE, STORED>(x, weight, bias, out, rows, columns, inputs, x_stride, weight_stride, out_stride, flags);     \
   }
-#define LINEAR_KERNELS(LAYOUT, NT, T, SUFFIX)                  \
-  LINEAR_KERNEL(Large, 2, large, LAYOUT, NT, T, SUFFIX)        \
-  LINEAR_KERNEL(Medium, 3, medium, LAYOUT, NT, T, SUFFIX)      \
-  LINEAR_KERNEL(Small, 4, small, LAYOUT, NT, T, SUFFIX)        \
-  LINEAR_KERNEL(Few, 4, few, LAYOUT, NT, T, SUFFIX)            \
-  LINEAR_KERNEL(Any, 3, any, LAYOUT, NT, T, SUFFIX)
-LINEAR_KERNELS(nt, true, bf16, bf16)
-LINEAR_KERNELS(nn, false, bf16, bf16)
-LINEAR_KERNELS(nt, true, f16, f16)
-LINEAR_KERNELS(nn, false, f16, f16)
+#define LINEAR_KERNELS(LAYOUT, STORED, T, SUFFIX)                  \
+  LINEAR_KERNEL(Large, 2, large, LAYOUT, STORED, T, SUFFIX)        \
+  LINEAR_KERNEL(Medium, 3, medium, LAYOUT, STORED, T, SUFFIX)      \
+  LINEAR_KERNEL(Small, 4, small, LAYOUT, STORED, T, SUFFIX)        \
+  LINEAR_KERNEL(Few, 4, few, LAYOUT, STORED, T, SUFFIX)            \
+  LINEAR_KERNEL(Any, 3, any, LAYOUT, STORED, T, SUFFIX)
+LINEAR_KERNELS(nt, K_ALONG, bf16, bf16)
+LINEAR_KERNELS(nn, K_DOWN, bf16, bf16)
+LINEAR_KERNELS(nt, K_ALONG, f16, f16)
+LINEAR_KERNELS(nn, K_DOWN, f16, f16)
+
+#define OUTER_KERNEL(TILE, BLOCKS, NAME, T, SUFFIX)                                                                   \
+  KERNEL(TILE::THREADS, BLOCKS, matmul_tn_##NAME##_##SUFFIX,                                                          \
+         (const T* x, const T* weight, float* out, int rows, int columns, int inputs, int x_stride, int weight_stride)) { \
+    add_outer<TILE>(x, weight, out, rows, columns, inputs, x_stride, weight_stride);                                  \
+  }
+#define OUTER_KERNELS(T, SUFFIX)               \
+  OUTER_KERNEL(Large, 2, large, T, SUFFIX)     \
+  OUTER_KERNEL(Medium, 3, medium, T, SUFFIX)   \
+  OUTER_KERNEL(Small, 4, small, T, SUFFIX)     \
+  OUTER_KERNEL(Any, 3, any, T, SUFFIX)
+OUTER_KERNELS(bf16, bf16)
+OUTER_KERNELS(f16, f16)

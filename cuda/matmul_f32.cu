@@ -1,7 +1,8 @@
 // Matrix products of rows with a weight, in f32 throughout: for proofs and for models that are wanted in f32.
 //
-// Contract: that of matmul.cu with T = float; nt and nn, one kernel each, without conditions on alignment. A sum is one
-// chain of fused multiply-adds over k in rising order from zero, so an output's bits do not depend on the other rows.
+// Contract: that of matmul.cu with T = float; nt, nn and tn, one kernel each, without conditions on alignment, and without
+// reads of other numbers. A sum is one chain of fused multiply-adds over k in rising order from zero, so an output's bits do
+// not depend on the other rows.
 //
 // A block of 256 threads computes 64 x 64, a thread 4 x 4. Slices of 16 numbers of k of both factors stand in shared
 // memory with k as the row, in two buffers: the next slice is in registers while this one is multiplied.
@@ -50,14 +51,13 @@ template <bool ALONG_K> struct Quad {
   }
 };
 
-template <bool NT>
-DEVICE void linear_f32(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-                       float* out, int rows, int columns, int inputs, int x_stride, int weight_stride, int out_stride,
-                       unsigned flags) {
-  DYN_SMEM(float, shared);
-  const TilePlace at = tile_place<F32_TILE, F32_TILE>(rows, columns);
-  Quad<true> a(x + static_cast<int64_t>(at.row) * x_stride, x_stride);
-  Quad<NT> b(weight + (NT ? static_cast<int64_t>(at.column) * weight_stride : at.column), weight_stride);
+// The sums of a block's tile at `at`, in shared memory in rows STAGED_STRIDE<F32_TILE> apart: those of a warp's eight rows,
+// which are the warp's own. X_ALONG, W_ALONG: k runs along the rows of x and of the weight, as they are stored.
+template <bool X_ALONG, bool W_ALONG>
+DEVICE void multiply_f32(float* shared, const float* __restrict__ x, const float* __restrict__ weight, TilePlace at, int rows,
+                         int columns, int inputs, int x_stride, int weight_stride) {
+  Quad<X_ALONG> a(x + (X_ALONG ? static_cast<int64_t>(at.row) * x_stride : at.row), x_stride);
+  Quad<W_ALONG> b(weight + (W_ALONG ? static_cast<int64_t>(at.column) * weight_stride : at.column), weight_stride);
   const int across = threadIdx.x % 16 * 4, down = threadIdx.x / 16 * 4;
   constexpr int SLICE = F32_SLICE * F32_ROW;
 
@@ -65,8 +65,9 @@ DEVICE void linear_f32(const float* __restrict__ x, const float* __restrict__ we
   const int slices = inputs > 0 ? (inputs - 1) / F32_SLICE + 1 : 0;
   const auto load = [&](int i) {
     const int left = inputs - i * F32_SLICE;
-    a.load(rows - at.row, left);
-    b.load(NT ? columns - at.column : left, NT ? left : columns - at.column);
+    const int height = rows - at.row, width = columns - at.column;
+    a.load(X_ALONG ? height : left, X_ALONG ? left : height);
+    b.load(W_ALONG ? width : left, W_ALONG ? left : width);
   };
   if (slices > 0) load(0);
 #pragma unroll 1
@@ -92,10 +93,19 @@ DEVICE void linear_f32(const float* __restrict__ x, const float* __restrict__ we
 #pragma unroll
   for (int m = 0; m < 4; m++)
     store_16(shared + (down + m) * STRIDE + across, as_uint4(Pack<float>{{sums[m][0], sums[m][1], sums[m][2], sums[m][3]}}));
-  // A warp stores the eight rows that it computed.
   __syncwarp();
+}
+
+template <bool NT>
+DEVICE void linear_f32(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+                       float* out, int rows, int columns, int inputs, int x_stride, int weight_stride, int out_stride,
+                       unsigned flags) {
+  DYN_SMEM(float, shared);
+  const TilePlace at = tile_place<F32_TILE, F32_TILE>(rows, columns);
+  multiply_f32<true, NT>(shared, x, weight, at, rows, columns, inputs, x_stride, weight_stride);
+  // A warp stores the eight rows that it computed.
   const int first = threadIdx.x / 32 * 8, row = at.row + first;
-  const float* staged = shared + first * STRIDE;
+  const float* staged = shared + first * STAGED_STRIDE<F32_TILE>;
   const float* b0 = bias ? bias + at.column : nullptr;
   out += static_cast<int64_t>(row) * out_stride + at.column;
   if (flags & ACCUMULATE)
@@ -112,3 +122,15 @@ DEVICE void linear_f32(const float* __restrict__ x, const float* __restrict__ we
   }
 LINEAR_F32(nt, true)
 LINEAR_F32(nn, false)
+
+KERNEL(F32_THREADS, 2, matmul_tn_f32,
+       (const float* x, const float* weight, float* out, int rows, int columns, int inputs, int x_stride,
+        int weight_stride)) {
+  DYN_SMEM(float, shared);
+  const TilePlace at = tile_place<F32_TILE, F32_TILE>(rows, columns);
+  multiply_f32<false, false>(shared, x, weight, at, rows, columns, inputs, x_stride, weight_stride);
+  const int first = threadIdx.x / 32 * 8, row = at.row + first;
+  out += static_cast<int64_t>(row) * columns + at.column;
+  store_tile<float, float, true, 8, F32_TILE>(shared + first * STAGED_STRIDE<F32_TILE>, nullptr, out, columns, rows - row,
+                                              columns - at.column, ACCUMULATE);
+}

@@ -11,7 +11,7 @@ use crate::config::Activation;
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
 
-const TILES: [Tile; 5] = [Tile::Few, Tile::Small, Tile::Medium, Tile::Large, Tile::Any];
+pub(super) const TILES: [Tile; 5] = [Tile::Few, Tile::Small, Tile::Medium, Tile::Large, Tile::Any];
 
 /// With bias, activation, accumulate.
 const EPILOGUES: [(bool, Option<Activation>, bool); 7] = [
@@ -192,7 +192,7 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
     cases
 }
 
-fn kinds() -> impl Iterator<Item = (Dtype, Layout)> {
+pub(super) fn kinds() -> impl Iterator<Item = (Dtype, Layout)> {
     DTYPES.into_iter().flat_map(|dtype| [(dtype, Layout::OutIn), (dtype, Layout::InOut)])
 }
 
@@ -201,7 +201,7 @@ fn name(dtype: Dtype, layout: Layout) -> String {
 }
 
 /// A weight of random numbers, on the host as a file would hold it.
-fn weight<D: Device>(
+pub(super) fn weight<D: Device>(
     rig: &Rig<'_, D>,
     dtype: Dtype,
     layout: Layout,

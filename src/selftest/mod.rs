@@ -18,6 +18,7 @@ mod embedding;
 mod head;
 mod mask;
 mod matmul;
+mod matmul_bwd;
 mod needs;
 mod norm;
 mod optim;
@@ -138,6 +139,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         columns::cases(grid),
         random::cases(grid),
         matmul::cases(grid),
+        matmul_bwd::cases(grid),
         head::cases(grid),
         compact::cases(grid),
         unmask::cases(grid),
@@ -150,7 +152,8 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
 
 /// All cases of the device's matrix library whose stem, kernel or shape contains `filter`.
 pub fn library_cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
-    matmul::library_cases(grid).into_iter().filter(|c| c.contains(filter)).collect()
+    let all = [matmul::library_cases(grid), matmul_bwd::library_cases(grid)];
+    all.into_iter().flatten().filter(|c| c.contains(filter)).collect()
 }
 
 impl<'a, D: Device> Rig<'a, D> {

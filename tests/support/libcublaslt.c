@@ -26,7 +26,8 @@ __attribute__((destructor)) static void report(void) {
             handles, products, layouts, preferences, chosen, multiplied);
 }
 
-struct product { uint32_t compute, scale, transposed, epilogue; uint64_t bias; };
+// Whether a and b are transposed.
+struct product { uint32_t compute, scale, transposed[2], epilogue; uint64_t bias; };
 struct layout { uint32_t type; uint64_t rows, cols; int64_t ld; };
 struct preference { uint64_t workspace; uint32_t reduction, alignment[4]; };
 struct algorithm { uint64_t tag, workspace, alignment[4], sum, zero; };
@@ -54,7 +55,7 @@ unsigned cublasLtMatmulDescCreate(void **d, unsigned compute, unsigned scale) {
 unsigned cublasLtMatmulDescDestroy(void *d) { products--; free(d); return OK; }
 unsigned cublasLtMatmulDescSetAttribute(void *d, unsigned attribute, const void *value, size_t size) {
   struct product *p = d;
-  if (attribute == 3 && size == 4) memcpy(&p->transposed, value, 4);
+  if ((attribute == 3 || attribute == 4) && size == 4) memcpy(&p->transposed[attribute - 3], value, 4);
   else if (attribute == 7 && size == 4) memcpy(&p->epilogue, value, 4);
   else if (attribute == 8 && size == 8) memcpy(&p->bias, value, 8);
   else return INVALID_VALUE;
@@ -90,7 +91,7 @@ unsigned cublasLtMatmulPreferenceSetAttribute(void *f, unsigned attribute, const
 
 // What an algorithm is for.
 static uint64_t sum(const struct product *p, const struct layout *const m[4]) {
-  uint64_t h = p->transposed * 31 + p->epilogue;
+  uint64_t h = (p->transposed[0] * 2 + p->transposed[1]) * 64 + p->epilogue;
   for (int i = 0; i < 4; i++) h = (((h * 1000003 + m[i]->type) * 1000003 + m[i]->rows) * 1000003 + m[i]->cols) * 1000003 + m[i]->ld;
   return h;
 }
@@ -103,8 +104,10 @@ unsigned cublasLtMatmulAlgoGetHeuristic(void *h, void *d, void *a, void *b, void
   const struct preference *want = f;
   *found = 0;
   if (h != &handles || wanted != 1 || want->workspace != 32u << 20 || (want->reduction & ~2u)) return INVALID_VALUE;
-  uint64_t rows = p->transposed ? m[0]->cols : m[0]->rows, inputs = p->transposed ? m[0]->rows : m[0]->cols;
-  if (m[1]->rows != inputs || m[3]->rows != rows || m[3]->cols != m[1]->cols || memcmp(m[2], m[3], sizeof *m[2])) return INVALID_VALUE;
+  if (p->transposed[0] > 1 || p->transposed[1] > 1) return INVALID_VALUE;
+  uint64_t rows = p->transposed[0] ? m[0]->cols : m[0]->rows, inputs = p->transposed[0] ? m[0]->rows : m[0]->cols;
+  uint64_t cols = p->transposed[1] ? m[1]->rows : m[1]->cols, also = p->transposed[1] ? m[1]->cols : m[1]->rows;
+  if (also != inputs || m[3]->rows != rows || m[3]->cols != cols || memcmp(m[2], m[3], sizeof *m[2])) return INVALID_VALUE;
   for (int i = 0; i < 4; i++)
     if (!size_of(m[i]->type) || m[i]->ld < (int64_t)m[i]->rows) return INVALID_VALUE;
   if (m[0]->type != m[1]->type || m[0]->type == R_32F || (m[3]->type != R_32F && m[3]->type != m[0]->type)) return NOT_SUPPORTED;
@@ -173,14 +176,15 @@ unsigned cublasLtMatmul(void *h, void *d, const void *alpha, uint64_t a, void *m
   for (int i = 0; i < 4; i++)
     if (at[i] % algorithm->alignment[i]) return INVALID_VALUE;
   memset((void *)(uintptr_t)workspace, 0xff, algorithm->workspace);
-  uint64_t rows = m[3]->rows, cols = m[3]->cols, inputs = m[1]->rows;
+  uint64_t rows = m[3]->rows, cols = m[3]->cols, inputs = p->transposed[1] ? m[1]->cols : m[1]->rows;
   // Widened, with what is summed over side by side.
   double *left = malloc(sizeof *left * rows * inputs), *right = malloc(sizeof *right * cols * inputs);
   for (uint64_t i = 0; i < rows; i++)
     for (uint64_t k = 0; k < inputs; k++)
-      left[i * inputs + k] = get(m[0]->type, a, p->transposed ? i * m[0]->ld + k : k * m[0]->ld + i);
+      left[i * inputs + k] = get(m[0]->type, a, p->transposed[0] ? i * m[0]->ld + k : k * m[0]->ld + i);
   for (uint64_t j = 0; j < cols; j++)
-    for (uint64_t k = 0; k < inputs; k++) right[j * inputs + k] = get(m[1]->type, b, j * m[1]->ld + k);
+    for (uint64_t k = 0; k < inputs; k++)
+      right[j * inputs + k] = get(m[1]->type, b, p->transposed[1] ? k * m[1]->ld + j : j * m[1]->ld + k);
   for (uint64_t j = 0; j < cols; j++)
     for (uint64_t i = 0; i < rows; i++) {
       double total = 0;

@@ -5,8 +5,9 @@ use crate::config::Activation;
 use crate::element::Dtype;
 use crate::error::Result;
 
-/// A matrix product, ready to be done: `out = activation(x W + bias)`, or `out += x W + bias`. Everything it reads and
-/// writes has been checked to lie in its buffers.
+/// A matrix product, ready to be done: `out = activation(x W + bias)`, or `out += x W + bias`. Gradients of weights are
+/// such products too, of two factors that both lie with what is summed over as their rows. Everything it reads and writes has
+/// been checked to lie in its buffers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GemmCall {
     /// Of x, weight and bias.
@@ -18,9 +19,11 @@ pub struct GemmCall {
     pub columns: usize,
     /// What is summed over.
     pub inputs: usize,
-    /// Device address of `[rows, inputs]`, whose rows are `x_stride` numbers apart.
+    /// Device address of `[rows, inputs]`, or with [`Layout::InOut`] `[inputs, rows]`, by `x_layout`, whose rows are
+    /// `x_stride` numbers apart.
     pub x: u64,
     pub x_stride: usize,
+    pub x_layout: Layout,
     /// Of `[columns, inputs]` or `[inputs, columns]` by `layout`, whose rows are `weight_stride` numbers apart.
     pub weight: u64,
     pub weight_stride: usize,

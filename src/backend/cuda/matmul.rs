@@ -136,17 +136,20 @@ pub(crate) enum Tile {
     Any,
 }
 
-struct Shape {
-    rows: usize,
-    columns: usize,
-    threads: u32,
+pub(super) struct Shape {
+    pub rows: usize,
+    pub columns: usize,
+    pub threads: u32,
     /// Bytes of shared memory.
-    shared: usize,
+    pub shared: usize,
 }
+
+/// Of the kernels in f32.
+pub(super) const F32_SHAPE: Shape = Shape { rows: 64, columns: 64, threads: 256, shared: 64 * 72 * 4 };
 
 impl Tile {
     /// As in `cuda/matmul.cu`.
-    const fn shape(self) -> Shape {
+    pub(super) const fn shape(self) -> Shape {
         match self {
             Tile::Large => Shape { rows: 128, columns: 128, threads: 128, shared: 73_728 },
             Tile::Medium => Shape { rows: 64, columns: 128, threads: 128, shared: 49_152 },
@@ -162,6 +165,11 @@ impl Tile {
         if rows <= Tile::Few.shape().rows {
             return Tile::Few;
         }
+        Self::choose_of_many(rows, columns, multiprocessors)
+    }
+
+    /// The same without [`Tile::Few`].
+    pub(super) fn choose_of_many(rows: usize, columns: usize, multiprocessors: u32) -> Self {
         let cost = |tile: Tile, factor: usize| {
             let Shape { rows: height, columns: width, .. } = tile.shape();
             let tiles = rows.div_ceil(height).saturating_mul(columns.div_ceil(width));
@@ -207,14 +215,50 @@ fn flags<D: Device>(epilogue: &LinearEpilogue<'_, D>, widened: bool) -> u32 {
 const OP: &str = "linear";
 
 /// Numbers from the first one of `rows` rows of `width`, `stride` apart, to the last.
-fn extent(what: &'static str, rows: usize, stride: usize, width: usize) -> Result<usize> {
-    let over = Error::Shape { op: OP, what, expected: usize::MAX, got: stride };
+pub(super) fn extent(
+    op: &'static str,
+    what: &'static str,
+    rows: usize,
+    stride: usize,
+    width: usize,
+) -> Result<usize> {
+    let over = Error::Shape { op, what, expected: usize::MAX, got: stride };
     match rows.checked_sub(1) {
         Some(before) if width > 0 => {
             before.checked_mul(stride).and_then(|n| n.checked_add(width)).ok_or(over)
         }
         _ => Ok(0),
     }
+}
+
+/// Whether rows from `address` on, `stride` numbers of `dtype` apart, all begin on 16 bytes.
+pub(super) fn begins_on_packs(dtype: Dtype, address: u64, stride: usize) -> bool {
+    address.is_multiple_of(16) && stride.is_multiple_of(16 / dtype.size())
+}
+
+/// A product of rows with a matrix as the kernels see it: [`Cuda::linear`] and the gradient of its input.
+pub(super) struct Product<'a, D: Device> {
+    pub op: &'static str,
+    pub dtype: Dtype,
+    /// What a refusal names x and `out`.
+    pub names: [&'static str; 2],
+    pub x: (&'a Buffer<D>, Rows),
+    /// Numbers behind a row of x, up to a multiple of 8, may be read where they lie in its buffer: they are finite.
+    pub padded: bool,
+    pub rows: usize,
+    pub columns: usize,
+    /// What is summed over.
+    pub inputs: usize,
+    /// The weight, and where its first number lies.
+    pub weight: (&'a Buffer<D>, usize),
+    /// `[columns, inputs]` or `[inputs, columns]`, rows so many numbers apart.
+    pub layout: Layout,
+    pub stride: usize,
+    /// The bias begins with the column of this number.
+    pub epilogue: LinearEpilogue<'a, D>,
+    pub first_column: usize,
+    pub out: (&'a mut Buffer<D>, Rows),
+    pub out_dtype: Dtype,
 }
 
 impl<D: Device> Cuda<D> {
@@ -246,12 +290,12 @@ impl<D: Device> Cuda<D> {
         &self,
         tile: Option<Tile>,
         dtype: Dtype,
-        (x, x_rows): (&Buffer<D>, Rows),
+        x: (&Buffer<D>, Rows),
         rows: usize,
         weight: &Matrix<D>,
         outputs: Range<usize>,
         epilogue: LinearEpilogue<'_, D>,
-        (out, out_rows): (&mut Buffer<D>, Rows),
+        out: (&mut Buffer<D>, Rows),
         out_dtype: Dtype,
     ) -> Result<()> {
         let (inputs, columns) = (weight.inputs, outputs.len());
@@ -271,50 +315,83 @@ impl<D: Device> Cuda<D> {
         if epilogue.accumulate && epilogue.activation.is_some() {
             return wrong("activations of an accumulation", 0, 1);
         }
+        // Where the columns lie in the weight, and how its rows do.
+        let (first, stride) = match weight.layout {
+            Layout::OutIn => (outputs.start * inputs, inputs),
+            Layout::InOut => (outputs.start, weight.outputs),
+        };
+        let product = Product {
+            op: OP,
+            dtype,
+            names: ["x", "out"],
+            x,
+            padded: false,
+            rows,
+            columns,
+            inputs,
+            weight: (&weight.buffer, first),
+            layout: weight.layout,
+            stride,
+            epilogue,
+            first_column: outputs.start,
+            out,
+            out_dtype,
+        };
+        self.multiply(tile, product)
+    }
+
+    /// By the library, where there is one and no tile is asked for, or by our kernels.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when rows of `out` overlap or something does not lie in its buffer; those of the device.
+    pub(super) fn multiply(&self, tile: Option<Tile>, product: Product<'_, D>) -> Result<()> {
+        let Product { op, dtype, rows, columns, inputs, layout, stride, epilogue, out_dtype, .. } = product;
+        let ((x, x_rows), (weight, first)) = (product.x, product.weight);
+        let ((out, out_rows), [x_name, out_name]) = (product.out, product.names);
         if rows > 1 && out_rows.stride < columns {
-            return wrong("stride of out", columns, out_rows.stride);
+            let (expected, got) = (columns, out_rows.stride);
+            let what = if out_name == "out" { "stride of out" } else { "stride of dx" };
+            return Err(Error::Shape { op, what, expected, got });
         }
         if rows == 0 || columns == 0 {
             return Ok(());
         }
-        // Where the columns lie in the weight, and how its rows do.
-        let (first, lines, stride, width) = match weight.layout {
-            Layout::OutIn => (outputs.start * inputs, columns, inputs, inputs),
-            Layout::InOut => (outputs.start, inputs, weight.outputs, columns),
-        };
+        let (lines, width) = if layout == Layout::OutIn { (columns, inputs) } else { (inputs, columns) };
         // The stride of a single row is of no account.
         let (x_stride, out_stride) =
             if rows == 1 { (inputs, columns) } else { (x_rows.stride, out_rows.stride) };
 
-        // A row that begins on 16 bytes and is a number of 16 bytes long.
-        let packs = |at: u64, stride: usize, width: usize| {
-            at.is_multiple_of(16)
-                && (stride * dtype.size()).is_multiple_of(16)
-                && (width * dtype.size()).is_multiple_of(16)
-        };
-        let packed = packs(x.address(x_rows.at), if rows == 1 { 0 } else { x_stride }, inputs)
-            && packs(weight.buffer.address(first), stride, width);
+        let in_packs = |width: usize| width.is_multiple_of(16 / dtype.size());
+        let aligned = begins_on_packs(dtype, x.address(x_rows.at), if rows == 1 { 0 } else { x_stride })
+            && begins_on_packs(dtype, weight.address(first), stride)
+            && in_packs(width);
+        // Rows of x whose last 16 bytes are not all of the product's: read whole with `nn`, where they meet zeros.
+        let whole = inputs.next_multiple_of(16 / dtype.size());
+        let in_whole = product.padded
+            && layout == Layout::InOut
+            && extent(op, x_name, rows, x_stride, whole)
+                .is_ok_and(|len| x_rows.at.checked_add(len).is_some_and(|end| end <= x.len()));
+        let packed = aligned && (in_packs(inputs) || in_whole);
         let best = || Tile::choose(rows, columns, self.device.facts().multiprocessors);
         let (chosen, out_address) = (tile.is_some(), out.address(out_rows.at));
         let tile = if packed { tile.unwrap_or_else(best) } else { Tile::Any };
-        let (kernel, shape) = match (dtype, weight.layout) {
-            (Dtype::F32, layout) => {
-                let kernel = if layout == Layout::OutIn { "matmul_nt_f32" } else { "matmul_nn_f32" };
-                (kernel, Shape { rows: 64, columns: 64, threads: 256, shared: 64 * 72 * 4 })
-            }
+        let (kernel, shape) = match (dtype, layout) {
+            (Dtype::F32, Layout::OutIn) => ("matmul_nt_f32", F32_SHAPE),
+            (Dtype::F32, Layout::InOut) => ("matmul_nn_f32", F32_SHAPE),
             (_, layout) => (tile.kernel(dtype, layout), tile.shape()),
         };
-        let blocks = super::product(OP, "tiles", rows.div_ceil(shape.rows), columns.div_ceil(shape.columns))?;
+        let blocks = super::product(op, "tiles", rows.div_ceil(shape.rows), columns.div_ceil(shape.columns))?;
 
+        let read = if dtype != Dtype::F32 && tile != Tile::Any { whole } else { inputs };
         let mut launch = Launch::new(kernel, [blocks, 1, 1], shape.threads, shape.shared)?;
-        launch.read("x", x, dtype, x_rows.at, extent("x", rows, x_stride, inputs)?)?;
-        launch.read("weight", &weight.buffer, dtype, first, extent("weight", lines, stride, width)?)?;
-        launch.read_or_null("bias", epilogue.bias, dtype, outputs.start, columns)?;
-        let written = extent("out", rows, out_stride, columns)?;
+        launch.read(x_name, x, dtype, x_rows.at, extent(op, x_name, rows, x_stride, read)?)?;
+        launch.read("weight", weight, dtype, first, extent(op, "weight", lines, stride, width)?)?;
+        launch.read_or_null("bias", epilogue.bias, dtype, product.first_column, columns)?;
+        let written = extent(op, out_name, rows, out_stride, columns)?;
         if epilogue.accumulate || out_stride != columns {
-            launch.update("out", out, out_dtype, out_rows.at, written)?;
+            launch.update(out_name, out, out_dtype, out_rows.at, written)?;
         } else {
-            launch.write("out", out, out_dtype, out_rows.at, written)?;
+            launch.write(out_name, out, out_dtype, out_rows.at, written)?;
         }
         launch.size("rows", rows)?.size("columns", columns)?.size("inputs", inputs)?;
         launch
@@ -331,10 +408,11 @@ impl<D: Device> Cuda<D> {
                 inputs,
                 x: x.address(x_rows.at),
                 x_stride,
-                weight: weight.buffer.address(first),
+                x_layout: Layout::OutIn,
+                weight: weight.address(first),
                 weight_stride: stride,
-                layout: weight.layout,
-                bias: epilogue.bias.map(|bias| bias.address(outputs.start)),
+                layout,
+                bias: epilogue.bias.map(|bias| bias.address(product.first_column)),
                 activation: epilogue.activation,
                 accumulate: epilogue.accumulate,
                 out: out_address,

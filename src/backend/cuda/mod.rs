@@ -24,6 +24,7 @@ mod head;
 mod launch;
 mod mask;
 mod matmul;
+mod matmul_bwd;
 mod needs;
 mod norm;
 mod optim;

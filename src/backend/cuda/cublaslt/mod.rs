@@ -33,7 +33,8 @@ struct Kind {
     sizes: [usize; 3],
     strides: [usize; 3],
     dtypes: [u32; 2],
-    transposed: bool,
+    /// Weight and x, as the library sees them.
+    transposed: [bool; 2],
     epilogue: u32,
     accumulate: bool,
     /// Of the addresses of weight, x and out, and of bias and out together.
@@ -64,7 +65,12 @@ impl Kind {
         }
         let sizes = [call.rows, call.columns, call.inputs];
         let strides = [call.x_stride, call.weight_stride, call.out_stride];
-        if sizes.contains(&0) || call.x_stride < call.inputs {
+        let (x_width, weight_width) = (
+            if call.x_layout == Layout::OutIn { call.inputs } else { call.rows },
+            if call.layout == Layout::OutIn { call.inputs } else { call.columns },
+        );
+        // Rows that overlap.
+        if sizes.contains(&0) || call.x_stride < x_width || call.weight_stride < weight_width {
             return None;
         }
         if sizes.iter().chain(&strides).any(|&n| i32::try_from(n).is_err()) {
@@ -75,7 +81,7 @@ impl Kind {
             sizes,
             strides,
             dtypes: [dtype, out],
-            transposed: call.layout == Layout::OutIn,
+            transposed: [call.layout == Layout::OutIn, call.x_layout == Layout::InOut],
             epilogue: epilogue as u32,
             accumulate: call.accumulate,
             alignments: [call.weight, call.x, call.out, call.out | call.bias.unwrap_or(0)].map(alignment),
@@ -231,18 +237,22 @@ impl CublasLt {
         // SAFETY: writes an object.
         let status = unsafe { (self.api.product_create)(&raw mut made.product, compute, scale) };
         self.made("cublasLtMatmulDescCreate", status)?;
-        let transposed = u32::from(kind.transposed);
-        self.set_of_product(made.product, OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
+        let [weight_transposed, x_transposed] = kind.transposed;
+        for (attribute, transposed) in [
+            (OfProduct::CUBLASLT_MATMUL_DESC_TRANSA, weight_transposed),
+            (OfProduct::CUBLASLT_MATMUL_DESC_TRANSB, x_transposed),
+        ] {
+            self.set_of_product(made.product, attribute, &u32::from(transposed))?;
+        }
         self.set_of_product(made.product, OfProduct::CUBLASLT_MATMUL_DESC_EPILOGUE, &kind.epilogue)?;
         if let Some(bias) = bias {
             self.set_of_product(made.product, OfProduct::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let weight = if kind.transposed { (inputs, columns) } else { (columns, inputs) };
-        for (dtype, (height, width), stride) in [
-            (dtype, weight, weight_stride),
-            (dtype, (inputs, rows), x_stride),
-            (out_dtype, (columns, rows), out_stride),
-        ] {
+        let weight = if weight_transposed { (inputs, columns) } else { (columns, inputs) };
+        let x = if x_transposed { (rows, inputs) } else { (inputs, rows) };
+        for (dtype, (height, width), stride) in
+            [(dtype, weight, weight_stride), (dtype, x, x_stride), (out_dtype, (columns, rows), out_stride)]
+        {
             let mut layout: Object = std::ptr::null_mut();
             // SAFETY: writes an object.
             let status = unsafe { (self.api.layout_create)(&raw mut layout, dtype, height, width, stride) };
