@@ -32,89 +32,6 @@ constexpr int ATTENTION_THREADS = 128;
 constexpr int ATTENTION_KEYS = 64;
 constexpr float LN_2 = 0.693147180559945309f;
 
-// s[i][n] += q k^T: rows 16 i .., keys 8 n ... `fragments` is q's where it is kept in registers.
-template <class T, int D, int MT, int KEPT>
-DEVICE void scores(float (&s)[MT][8][4], const uint32_t (&fragments)[KEPT][MT][4], const T* q, const T* k) {
-  const int lane = threadIdx.x % 32;
-  const int q_place = Tile<T, D>::at(lane % 16, lane / 16);
-  const int k_place = Tile<T, D>::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-#pragma unroll
-  for (int i = 0; i < MT; i++)
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) s[i][n][e] = 0.0f;
-#pragma unroll
-  for (int kk = 0; kk < D / 16; kk++) {
-    uint32_t a[MT][4];
-#pragma unroll
-    for (int i = 0; i < MT; i++) {
-      if constexpr (KEPT > 1) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) a[i][e] = fragments[kk][i][e];
-      } else {
-        ldmatrix_x4(a[i], q + Tile<T, D>::on(q_place, 16 * i, 2 * kk));
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < 8; n += 2) {
-      uint32_t b[4];
-      ldmatrix_x4(b, k + Tile<T, D>::on(k_place, 8 * n, 2 * kk));
-#pragma unroll
-      for (int i = 0; i < MT; i++) {
-        mma_m16n8k16(T{}, s[i][n], a[i], b[0], b[1]);
-        mma_m16n8k16(T{}, s[i][n + 1], a[i], b[2], b[3]);
-      }
-    }
-  }
-}
-
-// o[i][n] += p v: rows 16 i .., columns 8 n ...
-template <class T, int D, int MT>
-DEVICE void add_values(float (&o)[MT][D / 8][4], const float (&p)[MT][8][4], const T* v) {
-  const int lane = threadIdx.x % 32, place = Tile<T, D>::at(lane % 16, lane / 16);
-#pragma unroll
-  for (int kk = 0; kk < ATTENTION_KEYS / 16; kk++) {
-    uint32_t a[MT][4];
-#pragma unroll
-    for (int i = 0; i < MT; i++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float* pair = p[i][2 * kk + e / 2] + e % 2 * 2;
-        a[i][e] = pack2<T>(pair[0], pair[1]);
-      }
-#pragma unroll
-    for (int n = 0; n < D / 8; n += 2) {
-      uint32_t b[4];
-      ldmatrix_x4_trans(b, v + Tile<T, D>::on(place, 16 * kk, n));
-#pragma unroll
-      for (int i = 0; i < MT; i++) {
-        mma_m16n8k16(T{}, o[i][n], a[i], b[0], b[1]);
-        mma_m16n8k16(T{}, o[i][n + 1], a[i], b[2], b[3]);
-      }
-    }
-  }
-}
-
-// Keys that a row does not see get -inf. Lane r has the bits of row r in `bits`.
-template <int MT>
-DEVICE void hide(float (&s)[MT][8][4], const uint32_t (&bits)[2]) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < MT; i++)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int word = 0; word < 2; word++) {
-        const uint32_t row = __shfl_sync(ATTENTION_WARP, bits[word], 16 * i + 8 * half + lane / 4) >> (lane % 4 * 2);
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-          for (int e = 0; e < 2; e++)
-            if (!(row >> (8 * n + e) & 1)) s[i][4 * word + n][2 * half + e] = -INFINITY;
-      }
-}
-
 // Turns scores into 2^(scale_log2 s - peak), peak the largest of the row so far; takes `o` and `total` to the new peak.
 // `total` is of this lane's keys alone.
 template <int D, int MT>
@@ -274,7 +191,7 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
     const bool any = __any_sync(ATTENTION_WARP, (bits[0] | bits[1]) != 0), work = any || !TWO_BLOCKS;
     const bool all = __all_sync(ATTENTION_WARP, (bits[0] & bits[1]) == ~0u || !mask.inside());
     float s[MT][8][4];
-    if (work) scores<T, D, MT, KEPT>(s, fragments, own, k_tile);
+    if (work) scores<T, D>(s, fragments, own, k_tile);
     if (!TWO_BLOCKS) {
       cp_async_wait<0>();
       __syncthreads();  // v is there; k is done with
@@ -284,9 +201,9 @@ DEVICE void attention_tile(const T* __restrict__ q, const T* __restrict__ k, con
       }
     }
     if (work) {
-      if (!all) hide<MT>(s, bits);
+      if (!all) hide(s, bits);
       soften<D, MT>(s, o, peak, total, scale_log2);
-      if (any) add_values<T, D, MT>(o, s, v_tile);
+      if (any) add_values<T, D>(o, s, v_tile);
     }
   }
 

@@ -14,11 +14,6 @@ KERNEL_FILE(attention_fwd_f32)
 constexpr int ATTENTION_F32_THREADS = 128;
 constexpr float LN_2 = 0.693147180559945309f;
 
-DEVICE float4 load_float4(const float* p) {
-  const uint4 u = load_16(p);
-  return make_float4(__uint_as_float(u.x), __uint_as_float(u.y), __uint_as_float(u.z), __uint_as_float(u.w));
-}
-
 template <int D>
 DEVICE void attention_tile_f32(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                                const uint32_t* __restrict__ segments, const MaskPlan& plan, float* __restrict__ out,

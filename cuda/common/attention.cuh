@@ -6,6 +6,11 @@ constexpr unsigned ATTENTION_WARP = 0xffffffffu;
 // Of `mode`: the causal part, the drawn bits. Neither: every key is seen; both: a key that either lets through.
 enum : int { MASK_CAUSAL = 1, MASK_WORDS = 2 };
 
+DEVICE float4 load_float4(const float* p) {
+  const uint4 u = load_16(p);
+  return make_float4(__uint_as_float(u.x), __uint_as_float(u.y), __uint_as_float(u.z), __uint_as_float(u.w));
+}
+
 // A row of `segments`.
 struct Sequence {
   int q_start, q_len, k_start, k_len;
@@ -55,14 +60,20 @@ struct QueryMask {
   DEVICE bool known(const MaskPlan& plan) const {
     return !(plan.mode & MASK_WORDS) || position < plan.queries;
   }
-  // Bit i: key + i, of `keys`, is seen. `key` is a multiple of 32.
-  DEVICE uint32_t seen(const MaskPlan& plan, int segment, int keys, int key) const {
+  // The word of the draw for keys from `key`, a multiple of 32, on, of `keys`; 0 where it has none.
+  DEVICE uint32_t drawn(const MaskPlan& plan, int segment, int keys, int key) const {
+    if (!(plan.mode & MASK_WORDS) || !inside() || key >= keys) return 0u;
+    return plan.words[static_cast<int64_t>(segment) * plan.segment_stride +
+                      static_cast<int64_t>(known(plan) ? position : 0) * plan.query_stride + key / 32];
+  }
+  // Bit i: key + i, of `keys`, is seen, given the word that was drawn for these.
+  DEVICE uint32_t seen_of(const MaskPlan& plan, int keys, int key, uint32_t drawn) const {
     uint32_t bits = plan.mode == 0 ? ~0u : 0u;
     if (plan.mode & MASK_CAUSAL) bits = low_bits(position + 1 - key);
-    if ((plan.mode & MASK_WORDS) && inside() && key < keys)
-      bits |= plan.words[static_cast<int64_t>(segment) * plan.segment_stride +
-                         static_cast<int64_t>(known(plan) ? position : 0) * plan.query_stride + key / 32];
-    return inside() ? bits & low_bits(keys - key) : 0u;
+    return inside() ? (bits | drawn) & low_bits(keys - key) : 0u;
+  }
+  DEVICE uint32_t seen(const MaskPlan& plan, int segment, int keys, int key) const {
+    return seen_of(plan, keys, key, drawn(plan, segment, keys, key));
   }
 };
 
@@ -115,3 +126,87 @@ struct Tile {
     }
   }
 };
+
+// s[i][n] = q k^T by tensor cores: rows 16 i .. of q, rows 8 n .. of k. `fragments` is q's where it is kept in registers.
+template <class T, int D, int MT, int N, int KEPT>
+DEVICE void scores(float (&s)[MT][N][4], const uint32_t (&fragments)[KEPT][MT][4], const T* q, const T* k) {
+  const int lane = threadIdx.x % 32;
+  const int q_place = Tile<T, D>::at(lane % 16, lane / 16);
+  const int k_place = Tile<T, D>::at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+#pragma unroll
+  for (int i = 0; i < MT; i++)
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) s[i][n][e] = 0.0f;
+#pragma unroll
+  for (int kk = 0; kk < D / 16; kk++) {
+    uint32_t a[MT][4];
+#pragma unroll
+    for (int i = 0; i < MT; i++) {
+      if constexpr (KEPT > 1) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) a[i][e] = fragments[kk][i][e];
+      } else {
+        ldmatrix_x4(a[i], q + Tile<T, D>::on(q_place, 16 * i, 2 * kk));
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      uint32_t b[4];
+      ldmatrix_x4(b, k + Tile<T, D>::on(k_place, 8 * n, 2 * kk));
+#pragma unroll
+      for (int i = 0; i < MT; i++) {
+        mma_m16n8k16(T{}, s[i][n], a[i], b[0], b[1]);
+        mma_m16n8k16(T{}, s[i][n + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// o[i][n] += p v by tensor cores: rows 16 i .., columns 8 n .., p [.., 8 N] rounded to T, rows of v from its first on.
+template <class T, int D, int MT, int N>
+DEVICE void add_values(float (&o)[MT][D / 8][4], const float (&p)[MT][N][4], const T* v) {
+  const int lane = threadIdx.x % 32, place = Tile<T, D>::at(lane % 16, lane / 16);
+#pragma unroll
+  for (int kk = 0; kk < N / 2; kk++) {
+    uint32_t a[MT][4];
+#pragma unroll
+    for (int i = 0; i < MT; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const float* pair = p[i][2 * kk + e / 2] + e % 2 * 2;
+        a[i][e] = pack2<T>(pair[0], pair[1]);
+      }
+#pragma unroll
+    for (int n = 0; n < D / 8; n += 2) {
+      uint32_t b[4];
+      ldmatrix_x4_trans(b, v + Tile<T, D>::on(place, 16 * kk, n));
+#pragma unroll
+      for (int i = 0; i < MT; i++) {
+        mma_m16n8k16(T{}, o[i][n], a[i], b[0], b[1]);
+        mma_m16n8k16(T{}, o[i][n + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// Scores of keys that a row does not see become -inf. Lane r has the bits of row r in `bits`.
+template <int MT, int N, int WORDS>
+DEVICE void hide(float (&s)[MT][N][4], const uint32_t (&bits)[WORDS]) {
+  static_assert(N == 4 * WORDS, "a bit a key");
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < MT; i++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int word = 0; word < WORDS; word++) {
+        const uint32_t row = __shfl_sync(ATTENTION_WARP, bits[word], 16 * i + 8 * half + lane / 4) >> (lane % 4 * 2);
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++)
+            if (!(row >> (8 * n + e) & 1)) s[i][4 * word + n][2 * half + e] = -INFINITY;
+      }
+}

@@ -20,19 +20,24 @@ const MAX_ROWS: usize = i32::MAX as usize - 255;
 #[derive(Debug)]
 pub struct Segments<D: Device> {
     /// `[room, 4]`.
-    places: Buffer<D>,
+    pub(super) places: Buffer<D>,
     scratch: Vec<[u32; 4]>,
-    sequences: usize,
+    pub(super) sequences: usize,
     /// One more than the number of the last sequence with queries.
     masked: usize,
-    queries: usize,
+    pub(super) queries: usize,
     keys: usize,
-    q_rows: usize,
-    k_rows: usize,
+    pub(super) q_rows: usize,
+    pub(super) k_rows: usize,
+    /// `keys` and `k_rows` with the sequences that have no queries.
+    pub(super) all_keys: usize,
+    pub(super) all_k_rows: usize,
+    /// The keys of each sequence begin after those of the one before.
+    pub(super) apart: bool,
     /// Tiles of [`SMALL`] and of [`LARGE`] queries, of one head.
     tiles: [usize; 2],
     /// Every row below `q_rows` is some sequence's query.
-    whole: bool,
+    pub(super) whole: bool,
 }
 
 impl<D: Device> Segments<D> {
@@ -61,6 +66,9 @@ impl<D: Device> Segments<D> {
             keys: 0,
             q_rows: 0,
             k_rows: 0,
+            all_keys: 0,
+            all_k_rows: 0,
+            apart: true,
             tiles: [0; 2],
             whole: true,
         })
@@ -78,6 +86,7 @@ impl<D: Device> Segments<D> {
         }
         (self.q_rows, self.k_rows) = (end("query rows", q_rows, 0)?, end("key rows", k_rows, 0)?);
         (self.sequences, self.masked, self.queries, self.keys) = (sequences, sequences, queries, keys);
+        (self.all_keys, self.all_k_rows, self.apart) = (keys, k_rows, false);
         // About as many as there may be.
         self.tiles = [SMALL, LARGE].map(|tile| q_rows.div_ceil(tile).max(sequences));
         self.whole = false;
@@ -97,12 +106,22 @@ impl<D: Device> Segments<D> {
     pub fn upload(&mut self, device: &D, segments: &[Segment]) -> Result<()> {
         (self.sequences, self.masked, self.queries, self.keys) = (0, 0, 0, 0);
         (self.q_rows, self.k_rows, self.tiles, self.whole) = (0, 0, [0; 2], true);
+        (self.all_keys, self.all_k_rows, self.apart) = (0, 0, true);
         self.scratch.clear();
         let (mut masked, mut queries, mut keys, mut q_rows, mut k_rows) = (0, 0, 0, 0, 0);
         let (mut tiles, mut whole) = ([0_usize; 2], true);
+        let (mut all_keys, mut all_k_rows, mut apart) = (0, 0, true);
         for (i, s) in segments.iter().enumerate() {
+            let k_start = if s.k_len == 0 { 0 } else { s.k_start };
+            let k_end = end("key rows", k_start, s.k_len)?;
+            if s.k_len > 0 {
+                apart &= k_start >= all_k_rows;
+                all_k_rows = all_k_rows.max(k_end);
+                all_keys = all_keys.max(s.k_len);
+            }
             if s.q_len == 0 {
-                self.scratch.push([0; 4]);
+                // No query reads these keys; they have a gradient all the same.
+                self.scratch.push([0, 0, k_start as u32, s.k_len as u32]);
                 continue;
             }
             if s.q_start < q_rows {
@@ -111,8 +130,7 @@ impl<D: Device> Segments<D> {
             }
             whole &= s.q_start == q_rows;
             q_rows = end("query rows", s.q_start, s.q_len)?;
-            let k_start = if s.k_len == 0 { 0 } else { s.k_start };
-            k_rows = k_rows.max(end("key rows", k_start, s.k_len)?);
+            k_rows = k_rows.max(k_end);
             masked = i + 1;
             queries = queries.max(s.q_len);
             keys = keys.max(s.k_len);
@@ -127,6 +145,7 @@ impl<D: Device> Segments<D> {
         self.places.send(device, 0, bytemuck::cast_slice::<[u32; 4], u32>(&self.scratch))?;
         (self.sequences, self.masked, self.queries, self.keys) = (segments.len(), masked, queries, keys);
         (self.q_rows, self.k_rows, self.tiles, self.whole) = (q_rows, k_rows, tiles, whole);
+        (self.all_keys, self.all_k_rows, self.apart) = (all_keys, all_k_rows, apart);
         Ok(())
     }
 
@@ -311,7 +330,7 @@ impl<D: Device> Cuda<D> {
 }
 
 /// Adds rows of `width` numbers to the arguments; their stride in bytes.
-fn read_rows<'a, D: Device>(
+pub(super) fn read_rows<'a, D: Device>(
     launch: &mut Launch<'a>,
     dtype: Dtype,
     name: &'static str,
@@ -344,17 +363,17 @@ fn read_rows<'a, D: Device>(
 }
 
 /// A mask as the kernels take it.
-struct MaskPlan<'a, D: Device> {
-    mode: u32,
-    words: Option<&'a Buffer<D>>,
+pub(super) struct MaskPlan<'a, D: Device> {
+    pub(super) mode: u32,
+    pub(super) words: Option<&'a Buffer<D>>,
     /// Positions that there are bits for.
-    queries: usize,
-    query_stride: usize,
-    segment_stride: usize,
+    pub(super) queries: usize,
+    pub(super) query_stride: usize,
+    pub(super) segment_stride: usize,
 }
 
 impl<'a, D: Device> MaskPlan<'a, D> {
-    fn new(mask: DeviceMask<'a, D>, segments: &Segments<D>) -> Result<Self> {
+    pub(super) fn new(mask: DeviceMask<'a, D>, segments: &Segments<D>) -> Result<Self> {
         let none = |mode| Self { mode, words: None, queries: 0, query_stride: 0, segment_stride: 0 };
         match mask {
             DeviceMask::Full => Ok(none(0)),

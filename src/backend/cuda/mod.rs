@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod attention_bwd;
 mod backend;
 mod cast;
 mod columns;
