@@ -90,6 +90,11 @@ fn attention() {
 }
 
 #[test]
+fn attention_bwd() {
+    run("attention_bwd");
+}
+
+#[test]
 fn unmask() {
     run("unmask");
 }

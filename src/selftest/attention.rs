@@ -7,10 +7,10 @@ use crate::diffusion::anneal;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 
-const HEAD_DIMS: [usize; 6] = [32, 48, 64, 80, 96, 128];
+pub(super) const HEAD_DIMS: [usize; 6] = [32, 48, 64, 80, 96, 128];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Full,
     Causal,
     Annealed,
@@ -21,18 +21,18 @@ enum Kind {
     /// Keys of each sequence that no query sees; all of the last one's.
     Padding,
 }
-use Kind::{Annealed, Causal, Full, Own, Padding, Shared};
+pub(super) use Kind::{Annealed, Causal, Full, Own, Padding, Shared};
 
-const KINDS: [Kind; 6] = [Full, Causal, Annealed, Shared, Own, Padding];
+pub(super) const KINDS: [Kind; 6] = [Full, Causal, Annealed, Shared, Own, Padding];
 
 /// Sequences (queries, keys), query heads, key/value heads, head width, mask.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    lens: &'static [(usize, usize)],
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    kind: Kind,
+pub(super) struct Shape {
+    pub(super) lens: &'static [(usize, usize)],
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) kind: Kind,
 }
 
 const fn same<const N: usize>(lens: [usize; N]) -> [(usize, usize); N] {
@@ -44,13 +44,13 @@ const fn same<const N: usize>(lens: [usize; N]) -> [(usize, usize); N] {
     }
     pairs
 }
-static SHORT: [(usize, usize); 4] = same([7, 0, 1, 33]);
-static MIDDLE: [(usize, usize); 3] = same([61, 64, 65]);
-static LONG: [(usize, usize); 2] = same([129, 200]);
+pub(super) static SHORT: [(usize, usize); 4] = same([7, 0, 1, 33]);
+pub(super) static MIDDLE: [(usize, usize); 3] = same([61, 64, 65]);
+pub(super) static LONG: [(usize, usize); 2] = same([129, 200]);
 /// Some rows of each sequence are wanted; one sequence has no keys.
-static WANTED: [(usize, usize); 5] = [(3, 70), (0, 5), (1, 1), (2, 0), (17, 66)];
+pub(super) static WANTED: [(usize, usize); 5] = [(3, 70), (0, 5), (1, 1), (2, 0), (17, 66)];
 static WANTED_LONG: [(usize, usize); 1] = [(65, 130)];
-static WANTED_FEW: [(usize, usize); 1] = [(9, 130)];
+pub(super) static WANTED_FEW: [(usize, usize); 1] = [(9, 130)];
 
 pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
     let quick = [
@@ -92,25 +92,25 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
 }
 
 /// Everything about a case, on the host and on the device.
-struct Setup<D: Device> {
-    dtype: Dtype,
-    heads: HeadShape,
-    kind: Kind,
-    segments: Vec<Segment>,
-    q_pos: Vec<u32>,
+pub(super) struct Setup<D: Device> {
+    pub(super) dtype: Dtype,
+    pub(super) heads: HeadShape,
+    pub(super) kind: Kind,
+    pub(super) segments: Vec<Segment>,
+    pub(super) q_pos: Vec<u32>,
     /// Queries, and keys and values, each with placements: one buffer where queries and keys are the same rows.
-    q: (Vec<f64>, Buffer<D>),
-    kv: Option<(Vec<f64>, Buffer<D>)>,
-    places: [Rows; 3],
+    pub(super) q: (Vec<f64>, Buffer<D>),
+    pub(super) kv: Option<(Vec<f64>, Buffer<D>)>,
+    pub(super) places: [Rows; 3],
     /// Words of a draw, `[len, anneal::stride(len)]`, and explicit masks `[segments or 1, len, len]`, in the same bits.
-    words: Vec<u32>,
-    allow: Vec<u8>,
+    pub(super) words: Vec<u32>,
+    pub(super) allow: Vec<u8>,
     /// One more than the last position of any query or key.
-    len: usize,
+    pub(super) len: usize,
 }
 
 impl<D: Device> Setup<D> {
-    fn new(rig: &Rig<'_, D>, dtype: Dtype, shape: Shape) -> Result<Self> {
+    pub(super) fn new(rig: &Rig<'_, D>, dtype: Dtype, shape: Shape) -> Result<Self> {
         let Shape { lens, heads, kv_heads, head_dim, kind } = shape;
         let (mut segments, mut q_pos, mut q_rows, mut k_rows) = (Vec::new(), Vec::new(), 0, 0);
         for &(q_len, k_len) in lens {
@@ -156,16 +156,16 @@ impl<D: Device> Setup<D> {
         Ok(Self { dtype, heads, kind, segments, q_pos, q, kv, places, words, allow, len })
     }
 
-    fn q_rows(&self) -> usize {
+    pub(super) fn q_rows(&self) -> usize {
         self.q_pos.len()
     }
 
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.heads.heads * self.heads.head_dim
     }
 
     /// Whether the query at `position` of segment number `segment` sees `key`.
-    fn sees(&self, segment: usize, position: usize, key: usize) -> bool {
+    pub(super) fn sees(&self, segment: usize, position: usize, key: usize) -> bool {
         let matrix = if self.kind == Own || self.kind == Padding { segment } else { 0 };
         let drawn = || self.allow[(matrix * self.len + position) * self.len + key] != 0;
         match self.kind {
@@ -176,8 +176,32 @@ impl<D: Device> Setup<D> {
         }
     }
 
+    pub(super) fn mask<'a>(&self, words: &'a Buffer<D>) -> DeviceMask<'a, D> {
+        let stride = anneal::stride(self.len);
+        let bits = |segment_stride, query_stride| DeviceMask::Bits { words, segment_stride, query_stride };
+        match self.kind {
+            Full => DeviceMask::Full,
+            Causal => DeviceMask::Causal,
+            Annealed => DeviceMask::Annealed { words, stride },
+            Shared => bits(0, stride),
+            Own => bits(stride * self.len, stride),
+            Padding => bits(stride * self.len, 0),
+        }
+    }
+
+    pub(super) fn host_mask(&self) -> Mask<'_> {
+        let explicit = |shared| Mask::Explicit { allow: &self.allow, len: self.len, shared };
+        match self.kind {
+            Full => Mask::Full,
+            Causal => Mask::Causal,
+            Annealed => Mask::Annealed { words: &self.words, stride: anneal::stride(self.len) },
+            Shared => explicit(true),
+            Own | Padding => explicit(false),
+        }
+    }
+
     /// Output and log-sum-exps of a launch in tiles of `tile` queries, or in those that it chooses.
-    fn launch(
+    pub(super) fn launch(
         &self,
         rig: &Rig<'_, D>,
         tile: Option<usize>,
@@ -188,17 +212,7 @@ impl<D: Device> Setup<D> {
         let mut lse = rig.poisoned(Dtype::F32, self.q_rows() * self.heads.heads)?;
         let words = Buffer::of(device, Format::U32, &self.words)?;
         let q_pos = Buffer::of(device, Format::U32, &self.q_pos)?;
-        let stride = anneal::stride(self.len);
-        let bits =
-            |segment_stride, query_stride| DeviceMask::Bits { words: &words, segment_stride, query_stride };
-        let mask = match self.kind {
-            Full => DeviceMask::Full,
-            Causal => DeviceMask::Causal,
-            Annealed => DeviceMask::Annealed { words: &words, stride },
-            Shared => bits(0, stride),
-            Own => bits(stride * self.len, stride),
-            Padding => bits(stride * self.len, 0),
-        };
+        let mask = self.mask(&words);
         let q = (&self.q.1, self.places[0]);
         let kv = self.kv.as_ref().map_or(&self.q.1, |kv| &kv.1);
         let (k, v) = ((kv, self.places[1]), (kv, self.places[2]));
@@ -223,14 +237,7 @@ impl<D: Device> Setup<D> {
         let kv = cpu.upload(self.kv.as_ref().map_or(&self.q.0, |kv| &kv.0))?;
         let mut q_pos = cpu.alloc_index(self.q_rows())?;
         cpu.write_index(&mut q_pos, &self.q_pos)?;
-        let explicit = |shared| Mask::Explicit { allow: &self.allow, len: self.len, shared };
-        let mask = match self.kind {
-            Full => Mask::Full,
-            Causal => Mask::Causal,
-            Annealed => Mask::Annealed { words: &self.words, stride: anneal::stride(self.len) },
-            Shared => explicit(true),
-            Own | Padding => explicit(false),
-        };
+        let mask = self.host_mask();
         let mut out = cpu.alloc(self.q_rows() * self.width())?;
         let (q, k, v) = ((&q, self.places[0]), (&kv, self.places[1]), (&kv, self.places[2]));
         cpu.attention(q, k, v, self.heads, &self.segments, &q_pos, &mask.into(), &mut out)?;
@@ -282,12 +289,12 @@ impl<D: Device> Setup<D> {
     }
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// The bits of an output, as numbers that can be compared.
-fn bits<D: Device>(rig: &Rig<'_, D>, buffer: &Buffer<D>) -> Result<Vec<u32>> {
+pub(super) fn bits<D: Device>(rig: &Rig<'_, D>, buffer: &Buffer<D>) -> Result<Vec<u32>> {
     Ok(buffer.to_f32(rig.device())?.into_iter().map(f32::to_bits).collect())
 }
 

@@ -8,6 +8,7 @@
 
 mod activation;
 mod attention;
+mod attention_bwd;
 mod cast;
 mod columns;
 mod commit;
@@ -134,6 +135,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         activation::cases(grid),
         mask::cases(grid),
         attention::cases(grid),
+        attention_bwd::cases(grid),
         cast::cases(grid),
         elementwise::cases(grid),
         columns::cases(grid),
