@@ -51,13 +51,18 @@ fn the_library_passes_the_self_test() {
         let args = ["selftest", "--device", device, "--quick", "--filter", "library_"];
         let (code, out, err) = support::lacuna(dir.path(), &environment, &args);
         assert_eq!(code, 0, "{device}: {out}{err}");
-        for words in
-            ["library  cuBLASLt 13.1.2", "library_nt_f16", "library_nn_bf16", "24 of 24 cases passed"]
-        {
+        for words in [
+            "library  cuBLASLt 13.1.2",
+            "library_nt_f16",
+            "library_nn_bf16",
+            "library_tn_f16",
+            "library_input_bf16",
+            "36 of 36 cases passed",
+        ] {
             assert!(out.contains(words), "{device}: {words}: {out}");
         }
         // Every case runs twice, and the second time as the first one was chosen.
-        assert!(err.contains(&format!("{NOTHING_LEFT}24 algorithms chosen, 48 products done")), "{err}");
+        assert!(err.contains(&format!("{NOTHING_LEFT}36 algorithms chosen, 72 products done")), "{err}");
     }
 }
 

@@ -146,6 +146,18 @@ fn optim() {
         ("optim_settle", "optim_settle", race),
     ] {
         planted(plant, kernel, "optim.cu", kind);
+fn matmul_backward() {
+    let overrun = "global memory out of bounds";
+    for (plant, kernel, file, kind) in [
+        ("tn_staged_early", "matmul_tn_bf16", "matmul.cu", "race: "),
+        ("tn_row_past", "matmul_tn_bf16", "matmul.cu", overrun),
+        ("tn_past_row", "matmul_tn_f16", "matmul.cu", overrun),
+        ("tn_syncwarp", "matmul_tn_f16", "matmul.cu", "race: "),
+        ("tn_f32_barrier", "matmul_tn_f32", "matmul_f32.cu", "race: "),
+        ("tn_f32_past", "matmul_tn_f32", "matmul_f32.cu", overrun),
+        ("tn_f32_column", "matmul_tn_f32", "matmul_f32.cu", overrun),
+    ] {
+        planted(plant, kernel, file, kind);
     }
 }
 

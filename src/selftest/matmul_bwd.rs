@@ -205,6 +205,12 @@ pub fn library_cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
             let kernel = format!("library_{name}_{dtype}");
             cases.push(Case::new("library", kernel, p.words(), move |rig: &Rig<'_, D>| run(rig, p)));
         }
+        // As logits lie.
+        for dtype in DTYPES.into_iter().filter(|&dtype| dtype != Dtype::F32) {
+            let p = Gradient { library: true, ..Gradient::plain(dtype, Layout::OutIn, (6, 41, 24), Padded) };
+            let kernel = format!("library_{name}_{dtype}");
+            cases.push(Case::new("library", kernel, p.words(), move |rig: &Rig<'_, D>| run(rig, p)));
+        }
     }
     cases
 }

@@ -356,6 +356,12 @@ impl<D: Device> Cuda<D> {
         if rows == 0 || columns == 0 {
             return Ok(());
         }
+        // Addresses are looked at before the launch has checked the whole.
+        for (what, expected, got) in [(x_name, x_rows.at, x.len()), (out_name, out_rows.at, out.len())] {
+            if expected > got {
+                return Err(Error::Shape { op, what, expected, got });
+            }
+        }
         let (lines, width) = if layout == Layout::OutIn { (columns, inputs) } else { (inputs, columns) };
         // The stride of a single row is of no account.
         let (x_stride, out_stride) =

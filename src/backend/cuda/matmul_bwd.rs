@@ -237,3 +237,136 @@ impl<D: Device> Cuda<D> {
         unsafe { self.device.launch(&launch) }
     }
 }
+
+#[cfg(all(test, feature = "simt"))]
+mod simt_tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::backend::cuda::simt::{Options, Simt};
+
+    const BF16: Dtype = Dtype::Bf16;
+
+    fn refusal(done: Result<()>) -> &'static str {
+        match done {
+            Ok(()) => "",
+            Err(Error::Shape { what, .. }) => what,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    #[test]
+    fn gradients_that_do_not_fit_are_refused() {
+        let device = Simt::new(Options::default());
+        let cuda = Cuda::new(device.clone());
+        let buffer = |dtype, len| Buffer::floats(&device, dtype, &vec![1.0; len]).unwrap();
+        let dy = buffer(BF16, 12);
+        let matrix = Matrix::of(buffer(BF16, 32), BF16, Layout::InOut, [8, 4]).unwrap();
+        let input = |dtype, rows, outputs, at: usize, dx: Rows, out| {
+            let mut to = Buffer::new(&device, out, 24).unwrap();
+            let dy = (&dy, Rows { at, stride: 4 });
+            refusal(cuda.linear_backward_input(dtype, dy, true, rows, &matrix, outputs, false, (&mut to, dx)))
+        };
+        let (f32, f16, dense) = (Dtype::F32, Dtype::F16, Rows::dense(8));
+        assert_eq!(input(BF16, 3, 0..4, 0, dense, BF16), "");
+        assert_eq!(input(BF16, 3, 0..4, 0, dense, f32), "");
+        assert_eq!(input(BF16, 0, 0..4, 0, dense, BF16), "");
+        assert_eq!(input(BF16, 3, 2..2, 0, dense, BF16), "");
+        assert_eq!(input(BF16, 4, 0..4, 0, dense, BF16), "dy");
+        assert_eq!(input(BF16, 3, 0..4, 1, dense, BF16), "dy");
+        assert_eq!(input(BF16, 3, 0..4, usize::MAX, dense, BF16), "dy");
+        assert_eq!(input(BF16, 3, 0..4, 0, Rows::dense(9), BF16), "dx");
+        assert_eq!(input(BF16, 3, 0..4, 0, Rows::dense(7), BF16), "stride of dx");
+        assert_eq!(input(BF16, 3, 0..4, 0, dense, f16), "dx");
+        assert_eq!(input(BF16, 3, 1..5, 0, dense, BF16), "columns of the weight");
+        assert_eq!(input(f32, 3, 0..4, 0, dense, f32), "bytes of a number of the weight");
+
+        let x = buffer(BF16, 24);
+        let weight = |dtype, rows, inputs, at: usize, out, len| {
+            let mut to = Buffer::floats(&device, out, &vec![0.0; len]).unwrap();
+            let (x, dy) = ((&x, Rows { at, stride: 8 }), (&dy, Rows::dense(4)));
+            refusal(cuda.linear_backward_weight(dtype, x, dy, rows, inputs, 4, Layout::OutIn, &mut to))
+        };
+        assert_eq!(weight(BF16, 3, 8, 0, f32, 32), "");
+        assert_eq!(weight(BF16, 0, 8, 0, f32, 32), "");
+        assert_eq!(weight(BF16, 3, 0, 0, f32, 0), "");
+        assert_eq!(weight(BF16, 3, 8, 1, f32, 32), "x");
+        assert_eq!(weight(BF16, 3, 8, usize::MAX, f32, 32), "x");
+        assert_eq!(weight(BF16, 4, 4, 0, f32, 16), "dy");
+        assert_eq!(weight(BF16, usize::MAX, 4, 0, f32, 16), "dy");
+        assert_eq!(weight(f16, 3, 8, 0, f32, 32), "dy");
+        assert_eq!(weight(BF16, 3, 8, 0, BF16, 32), "dweight");
+        assert_eq!(weight(BF16, 3, 8, 0, f32, 33), "dweight");
+        assert_eq!(weight(BF16, 3, usize::MAX, 0, f32, 33), "dweight");
+    }
+
+    /// Kernels and the bytes of their first two arguments, of the gradients of three rows of 41 numbers of logits, 48 apart.
+    fn launched(end: usize, padded: bool, layout: Layout) -> Vec<(String, [u64; 2])> {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let watch = move |launch: &mut Launch<'_>| {
+            let bytes = |i: usize| launch.arguments()[i].memory.unwrap().1;
+            log.lock().unwrap().push((launch.kernel.to_owned(), [bytes(0), bytes(1)]));
+        };
+        let device = Simt::with_bugs(Options::default(), "", Some(Box::new(watch)));
+        let cuda = Cuda::new(device.clone());
+        let ones = |dtype, len| Buffer::floats(&device, dtype, &vec![1.0; len]).unwrap();
+        let (x, dy) = (ones(BF16, 24), ones(BF16, end));
+        let dy = (&dy, Rows::dense(48));
+        let matrix = Matrix::of(ones(BF16, 8 * 41), BF16, layout, [8, 41]).unwrap();
+        let (mut dx, mut dweight) = (ones(BF16, 24), ones(Dtype::F32, 8 * 41));
+        let to = (&mut dx, Rows::dense(8));
+        cuda.linear_backward_input(BF16, dy, padded, 3, &matrix, 0..41, false, to).unwrap();
+        assert_eq!(dx.to_f32(&device).unwrap(), [41.0; 24]);
+        let x = (&x, Rows::dense(8));
+        cuda.linear_backward_weight(BF16, x, dy, 3, 8, 41, layout, &mut dweight).unwrap();
+        assert_eq!(dweight.to_f32(&device).unwrap(), [4.0; 8 * 41]);
+        let all = seen.lock().unwrap().clone();
+        all.into_iter().filter(|(kernel, _)| kernel.starts_with("matmul")).collect()
+    }
+
+    #[test]
+    fn rows_that_are_padded_are_read_in_packs() {
+        let case = |kernel: &str, first: usize, second: usize| {
+            (format!("matmul_{kernel}_bf16"), [2 * first as u64, 2 * second as u64])
+        };
+        let (whole, cut) = (2 * 48 + 48, 2 * 48 + 41);
+        let (out_in, in_out) = (Layout::OutIn, Layout::InOut);
+        let packed = 2 * 48 + 48;
+        assert_eq!(
+            launched(whole, true, out_in),
+            [case("nn_few", packed, 41 * 8), case("tn_small", packed, 24)]
+        );
+        // No promise, or no room behind the last row.
+        assert_eq!(launched(whole, false, out_in)[0], case("nn_any", cut, 41 * 8));
+        assert_eq!(launched(cut, true, out_in), [case("nn_any", cut, 41 * 8), case("tn_any", cut, 24)]);
+        // Rows of the weight do not begin on 16 bytes; those of its gradient need not.
+        assert_eq!(
+            launched(whole, true, in_out),
+            [case("nt_any", cut, 41 * 8), case("tn_small", 24, packed)]
+        );
+    }
+
+    #[test]
+    fn logits_in_padded_rows_are_those_in_dense_ones() {
+        let device = Simt::new(Options::default());
+        let cuda = Cuda::new(device.clone());
+        let numbers = |len: usize| -> Vec<f32> { (0..len).map(|i| (i * 7 % 11) as f32 - 5.0).collect() };
+        let x = Buffer::floats(&device, BF16, &numbers(5 * 16)).unwrap();
+        let weight = Buffer::floats(&device, BF16, &numbers(41 * 16)).unwrap();
+        let matrix = Matrix::of(weight, BF16, Layout::OutIn, [16, 41]).unwrap();
+        for out_dtype in [BF16, Dtype::F32] {
+            let run = |stride: usize| {
+                let mut out = Buffer::floats(&device, out_dtype, &vec![0.0; 5 * stride]).unwrap();
+                let (x, to) = ((&x, Rows::dense(16)), (&mut out, Rows::dense(stride)));
+                cuda.linear(BF16, x, 5, &matrix, 0..41, LinearEpilogue::NONE, to, out_dtype).unwrap();
+                out.to_f32(&device).unwrap()
+            };
+            let (dense, padded) = (run(41), run(64));
+            for (row, wide) in dense.chunks(41).zip(padded.chunks(64)) {
+                assert_eq!(row, &wide[..41]);
+                assert_eq!(wide[41..], [0.0; 23]);
+            }
+        }
+    }
+}
