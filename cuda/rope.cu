@@ -4,6 +4,7 @@
 // sine is table[positions[t], head_dim / 2 + i]; table [limit, head_dim] f32; head_dim even. A position >= limit makes
 // the turned heads of its row NaN. x, qkv, q, k, v of one format T; arithmetic in f32, rounded once.
 //   rotate:  `heads` heads of x, in place, side by side from x on; rows `stride` apart.
+//   back:    the same by the negative angle: the gradient of rotate.
 //   qkv:     qkv [rows, (heads + 2 kv_heads) head_dim] as q | k | v, rows `stride` apart. q = [rows, heads head_dim] dense,
 //            turned; keys, turned, and values, copied, go to row rows_out[t] (t where null) of k and of v, which begin at
 //            number k_at of k and v_at of v (of k where v is null), rows k_stride and v_stride apart; a row >= limit_out is
@@ -25,14 +26,14 @@ DEVICE void turn(float& x, float& y, float c, float s) {
 }
 
 // N numbers of both halves of a head, from number i of each on: loaded from `from`, turned if `angles` (cosines, then
-// sines), made NaN if !known, stored to `to`. `from` and `to` may be the same.
-template <class T, int N>
+// sines) or, with BACK, turned back, made NaN if !known, stored to `to`. `from` and `to` may be the same.
+template <class T, int N, bool BACK = false>
 DEVICE void turn_pair(const T* from, T* to, int i, int half, const float* __restrict__ angles, bool known) {
   if constexpr (N == 1) {
     float x = to_float(from[i]), y = to_float(from[half + i]);
     if (angles) {
       if (known)
-        turn(x, y, angles[i], angles[half + i]);
+        turn(x, y, angles[i], BACK ? -angles[half + i] : angles[half + i]);
       else
         x = y = __uint_as_float(0x7fffffffu);
     }
@@ -54,7 +55,7 @@ DEVICE void turn_pair(const T* from, T* to, int i, int half, const float* __rest
 #pragma unroll
         for (int l = 0; l < 4; l++) {
           float x = a.get(j + l), y = b.get(j + l);
-          turn(x, y, cosines[l], sines[l]);
+          turn(x, y, cosines[l], BACK ? -sines[l] : sines[l]);
           a.set(j + l, known ? x : __uint_as_float(0x7fffffffu));
           b.set(j + l, known ? y : __uint_as_float(0x7fffffffu));
         }
@@ -65,16 +66,16 @@ DEVICE void turn_pair(const T* from, T* to, int i, int half, const float* __rest
   }
 }
 
-template <class T, int N>
+template <class T, int N, bool BACK>
 DEVICE void rotate_row(T* x, const float* __restrict__ angles, int heads, int head_dim, bool known) {
   const int half = head_dim / 2, pieces = half / N;
   for (int item = blockIdx.y * ROPE_THREADS + threadIdx.x; item < heads * pieces; item += gridDim.y * ROPE_THREADS) {
     T* head = x + static_cast<int64_t>(item / pieces) * head_dim;
-    turn_pair<T, N>(head, head, item % pieces * N, half, angles, known);
+    turn_pair<T, N, BACK>(head, head, item % pieces * N, half, angles, known);
   }
 }
 
-template <class T>
+template <bool BACK, class T>
 DEVICE void rotate(T* x, const uint32_t* __restrict__ positions, const float* __restrict__ table, int stride, int heads,
                    int head_dim, uint32_t limit) {
   constexpr int N = Pack<T>::N;
@@ -83,9 +84,9 @@ DEVICE void rotate(T* x, const uint32_t* __restrict__ positions, const float* __
   const float* angles = known ? table + static_cast<int64_t>(position) * head_dim : table;
   x += static_cast<int64_t>(blockIdx.x) * stride;
   if (packs)
-    rotate_row<T, N>(x, angles, heads, head_dim, known);
+    rotate_row<T, N, BACK>(x, angles, heads, head_dim, known);
   else
-    rotate_row<T, 1>(x, angles, heads, head_dim, known);
+    rotate_row<T, 1, BACK>(x, angles, heads, head_dim, known);
 }
 
 // One row: its heads of q, k and v one behind the other. k and v are null where the row is to be left out.
@@ -130,7 +131,11 @@ DEVICE void split(const T* __restrict__ qkv, const uint32_t* __restrict__ positi
 #define ROPE_KERNELS(T, SUFFIX)                                                                                       \
   KERNEL(ROPE_THREADS, 4, rope_rotate_##SUFFIX,                                                                       \
          (T* x, const uint32_t* positions, const float* table, int stride, int heads, int head_dim, uint32_t limit)) { \
-    rotate(x, positions, table, stride, heads, head_dim, limit);                                                      \
+    rotate<false>(x, positions, table, stride, heads, head_dim, limit);                                               \
+  }                                                                                                                   \
+  KERNEL(ROPE_THREADS, 4, rope_back_##SUFFIX,                                                                         \
+         (T* x, const uint32_t* positions, const float* table, int stride, int heads, int head_dim, uint32_t limit)) { \
+    rotate<true>(x, positions, table, stride, heads, head_dim, limit);                                                \
   }                                                                                                                   \
   KERNEL(ROPE_THREADS, 4, rope_qkv_##SUFFIX,                                                                          \
          (const T* qkv, const uint32_t* positions, const float* table, const uint32_t* rows_out, T* q, T* k, T* v,    \

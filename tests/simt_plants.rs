@@ -80,6 +80,35 @@ fn kernels_of_rows() {
 }
 
 #[test]
+fn gradients_of_rows() {
+    let (race, overrun, unwritten) = ("race: ", "global memory out of bounds", "output not written");
+    for (plant, kernel, stem, kind) in [
+        ("elementwise_unwritten", "elementwise_copy", "elementwise", unwritten),
+        ("elementwise_past", "elementwise_scale", "elementwise", overrun),
+        ("columns_barrier", "columns", "columns", race),
+        ("columns_add_barrier", "columns", "columns", race),
+        ("columns_row_past", "columns", "columns", overrun),
+        ("columns_unwritten", "columns", "columns", unwritten),
+        ("norm_backward_barrier", "norm_rms_backward", "norm", race),
+        ("norm_backward_scratch", "norm_layer_backward", "norm", race),
+        ("norm_backward_past", "norm_layer_backward", "norm", overrun),
+        ("norm_backward_unwritten", "norm_rms_backward", "norm", unwritten),
+        ("head_gradient_wait", "head_gradient", "head", "read of shared memory with a copy in flight"),
+        ("head_gradient_room", "head_gradient", "head", "shared memory out of bounds"),
+        ("head_gradient_barrier", "head_gradient", "head", race),
+        ("head_gradient_unwritten", "head_gradient", "head", unwritten),
+        ("activation_backward_past", "activation_gelu_erf_backward", "activation", overrun),
+        ("activation_backward_unwritten", "activation_swiglu_backward", "activation", unwritten),
+        ("rope_back_past", "rope_back", "rope", overrun),
+        ("embedding_backward_list", "embedding_backward", "embedding", race),
+        ("embedding_backward_counts", "embedding_backward", "embedding", race),
+        ("embedding_backward_past", "embedding_backward", "embedding", overrun),
+    ] {
+        planted(plant, kernel, &format!("{stem}.cu"), kind);
+    }
+}
+
+#[test]
 fn attention() {
     for (plant, kind) in [
         ("attention_wait", "read of shared memory with a copy in flight"),

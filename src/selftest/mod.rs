@@ -16,7 +16,9 @@ mod compact;
 pub mod cpu;
 mod elementwise;
 mod embedding;
+mod embedding_bwd;
 mod head;
+mod head_bwd;
 mod mask;
 mod matmul;
 mod matmul_bwd;
@@ -129,6 +131,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
     let all = [
         probe::cases(grid),
         embedding::cases(grid),
+        embedding_bwd::cases(grid),
         norm::cases(grid),
         norm_bwd::cases(grid),
         rope::cases(grid),
@@ -143,6 +146,7 @@ pub fn cases<D: Device>(grid: Grid, filter: &str) -> Vec<Case<D>> {
         matmul::cases(grid),
         matmul_bwd::cases(grid),
         head::cases(grid),
+        head_bwd::cases(grid),
         compact::cases(grid),
         unmask::cases(grid),
         needs::cases(grid),

@@ -2,8 +2,8 @@
 
 use super::embedding::judge_numbers;
 use super::{Case, DTYPES, Grid, Rig, Verdict, judge, round};
-use crate::backend::cuda::{Buffer, Device, Format};
-use crate::backend::{Backend, Forward, HeadShape, Rows};
+use crate::backend::cuda::{Buffer, Cuda, Device, Format};
+use crate::backend::{Backend, Backward, Forward, HeadShape, Rows};
 use crate::element::Dtype;
 use crate::error::Result;
 
@@ -35,10 +35,12 @@ pub fn cases<D: Device>(grid: Grid) -> Vec<Case<D>> {
         let name = format!("rows {rows}, heads {heads}, width {head_dim}");
         for placed in [false, true] {
             let name = format!("{name}, {}", if placed { "placed" } else { "dense" });
-            let kernel = format!("rope_rotate_{dtype}");
-            cases.push(Case::new("rope", kernel, name, move |rig: &Rig<'_, D>| {
-                rotate(rig, dtype, shape, placed)
-            }));
+            for (kernel, back) in [("rope_rotate", false), ("rope_back", true)] {
+                let kernel = format!("{kernel}_{dtype}");
+                cases.push(Case::new("rope", kernel, name.clone(), move |rig: &Rig<'_, D>| {
+                    rotate(rig, dtype, shape, placed, back)
+                }));
+            }
         }
         for target in [Target::Dense, Target::Cache, Target::Unturned] {
             let name = format!("{name}, key heads {kv_heads}, {target:?}");
@@ -103,18 +105,25 @@ fn rotate<D: Device>(
     dtype: Dtype,
     (rows, heads, _, head_dim): Shape,
     placed: bool,
+    back: bool,
 ) -> Result<Verdict> {
     let width = heads * head_dim;
     let at = if placed { Rows { at: width + 1, stride: 2 * width + 3 } } else { Rows::dense(width) };
     let (x, mut x_device) = rig.input(1, dtype, at.at + (rows - 1) * at.stride + width, 2.0)?;
     let (table, table_device) = table(rig, head_dim)?;
     let (positions, positions_device) = positions(rig, rows)?;
-    rig.cuda.rope(dtype, &mut x_device, at, rows, heads, head_dim, &positions_device, &table_device)?;
+    let turn_all = if back { Cuda::rope_backward } else { Cuda::rope };
+    turn_all(rig.cuda, dtype, &mut x_device, at, rows, heads, head_dim, &positions_device, &table_device)?;
 
+    // The negative angle has the negative sine.
+    let mut angles = table.clone();
+    if back {
+        angles.chunks_mut(head_dim).for_each(|row| row[head_dim / 2..].iter_mut().for_each(|s| *s = -*s));
+    }
     let turned = |naive: bool| {
         let mut x = x.clone();
         for (t, &position) in positions.iter().enumerate() {
-            turn(dtype, &mut x[at.at + t * at.stride..][..width], head_dim, &table, position, naive);
+            turn(dtype, &mut x[at.at + t * at.stride..][..width], head_dim, &angles, position, naive);
         }
         x
     };
@@ -127,7 +136,11 @@ fn rotate<D: Device>(
     let (mut expected, table) = (cpu.upload(&x)?, cpu.upload(&table)?);
     let mut index = cpu.alloc_index(rows)?;
     cpu.write_index(&mut index, &positions)?;
-    cpu.rope(&mut expected, at, rows, heads, head_dim, &index, &table)?;
+    if back {
+        cpu.rope_backward(&mut expected, at, rows, heads, head_dim, &index, &table)?;
+    } else {
+        cpu.rope(&mut expected, at, rows, heads, head_dim, &index, &table)?;
+    }
     Ok(exact.and(judge(rig, dtype, &x_device, expected.as_slice(), &turned(true))?))
 }
 

@@ -7,6 +7,10 @@ use crate::element::Dtype;
 use crate::error::{Error, Result};
 
 const THREADS: usize = 128;
+/// Of the gradient, the packs of a stretch of columns, and the most rows, of which a block counts some beyond the end.
+const GATHER_THREADS: usize = 256;
+const GATHER_PACKS: usize = 32;
+const MOST_ROWS: usize = 1 << 30;
 
 /// Blocks for `rows` rows of `width` numbers, a thread 16 bytes of a row.
 fn grid(dtype: Dtype, rows: usize, width: usize) -> [usize; 3] {
@@ -134,6 +138,46 @@ impl<D: Device> Cuda<D> {
         launch.u32(limit as u32);
         // SAFETY: the kernel reads `count` row numbers and rows of `src`, and writes, of `dst`, rows below `limit`, all
         // of which lie in it.
+        unsafe { self.device.launch(&launch) }
+    }
+
+    /// The gradient of [`embed`](Self::embed) for one table: `d_table[ids[t], :] += dx[t, :]` for `rows` rows of `width` numbers
+    /// of format `dtype`; `d_table` is `[table_rows, width]` f32, ids U32. The rows of an id are summed up in f32 and added
+    /// once, in an order that depends on `ids` alone. An id that is not below `table_rows` counts nowhere.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a buffer is too short or of another format; those of the device.
+    #[allow(clippy::too_many_arguments)]
+    pub fn embed_backward(
+        &self,
+        dtype: Dtype,
+        dx: &Buffer<D>,
+        rows: usize,
+        width: usize,
+        d_table: &mut Buffer<D>,
+        table_rows: usize,
+        ids: &Buffer<D>,
+    ) -> Result<()> {
+        let kernel = kernel_for!(dtype, "embedding_backward");
+        let total = product(kernel, "dx", rows, width)?;
+        let table = product(kernel, "d_table", table_rows, width)?;
+        if total == 0 || table == 0 {
+            return Ok(());
+        }
+        if rows > MOST_ROWS {
+            return Err(Error::Shape { op: kernel, what: "rows", expected: MOST_ROWS, got: rows });
+        }
+        let stretch = GATHER_PACKS * 16 / dtype.size();
+        // Counts of the warps by turns, the numbers of rows that have an id, and each warp's sums.
+        let warps = GATHER_THREADS / 32;
+        let words = 2 * warps + 4 * GATHER_THREADS + warps * stretch;
+        let grid = [rows, width.div_ceil(stretch), 1];
+        let mut launch = Launch::new(kernel, grid, GATHER_THREADS as u32, words * size_of::<u32>())?;
+        launch.read("dx", dx, dtype, 0, total)?;
+        launch.read("ids", ids, Format::U32, 0, rows)?;
+        launch.update("d_table", d_table, Dtype::F32, 0, table)?;
+        launch.size("rows", rows)?.size("width", width)?.u32(table_rows.min(u32::MAX as usize) as u32);
+        // SAFETY: the kernel reads `rows` ids and rows of `width` numbers, and changes rows below `table_rows`.
         unsafe { self.device.launch(&launch) }
     }
 }

@@ -48,6 +48,42 @@ impl<D: Device> Cuda<D> {
         table: &Buffer<D>,
     ) -> Result<()> {
         let kernel = kernel_for!(dtype, "rope_rotate");
+        self.turn(kernel, dtype, x, at, rows, heads, head_dim, positions, table)
+    }
+
+    /// The gradient of [`rope`](Self::rope), in place: every pair turns by the negative angle.
+    ///
+    /// # Errors
+    /// As [`rope`](Self::rope).
+    #[allow(clippy::too_many_arguments)]
+    pub fn rope_backward(
+        &self,
+        dtype: Dtype,
+        dx: &mut Buffer<D>,
+        at: Rows,
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+        positions: &Buffer<D>,
+        table: &Buffer<D>,
+    ) -> Result<()> {
+        let kernel = kernel_for!(dtype, "rope_back");
+        self.turn(kernel, dtype, dx, at, rows, heads, head_dim, positions, table)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn turn(
+        &self,
+        kernel: &'static str,
+        dtype: Dtype,
+        x: &mut Buffer<D>,
+        at: Rows,
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+        positions: &Buffer<D>,
+        table: &Buffer<D>,
+    ) -> Result<()> {
         even(kernel, head_dim)?;
         let width = product(kernel, "heads", heads, head_dim)?;
         if rows == 0 || width == 0 {
