@@ -2,13 +2,13 @@
 // weight decay regularization", 2019) with moments in f32, bf16 or 8 bits.
 //
 // Contract. `settings` [16] and `results` [8] are 32-bit words, places below; f64 are two words, the low one first. The host
-// writes both before a step: `results` 0 but for SKIP, which is 1 until optim_settle has run.
+// writes both before a step: `results` 0 but for SKIP, which is 1 until optim_settle has run. Both begin on 16 bytes.
 //
 // optim_squares: x [count] f32; partials [count / 32768 rounded up] f64, =. A block sums the squares (exact in f64) of 32768
 //   numbers: thread t those of fours t, t + 256, ... in order, then the threads as block_reduce has it.
 // optim_watch: nll [rows] f32; results[WATCHED] becomes 1 where one of them is not finite, else it stays.
-// optim_settle: partials [count] f64 of all gradients. results LENGTH = unscale sqrt(sum), thread t summing partials t, t + 256, ...
-//   in order, then as above; SCALE = unscale min(1, clip / (LENGTH + 1e-6)), without the minimum where clip is 0; SKIP = 1
+// optim_settle: partials [count] f64 of all gradients. results LENGTH = unscale sqrt(sum), thread t summing partials
+//   t, t + 256, ... in order, then as above; SCALE = unscale min(1, clip / (LENGTH + 1e-6)), without the minimum where clip is 0; SKIP = 1
 //   where LENGTH is not finite or WATCHED is not 0, else 0. In f64, every operation rounded by itself.
 // optim_adamw: nothing where results[SKIP] is not 0. Else, with g = SCALE gradient:
 //     m = fma(b1, m, (1 - b1) g)   v = fma(b2, v, ((1 - b2) g) g)   p = p keep - (rate m) / (sqrt(v unbias) + eps)
@@ -36,8 +36,8 @@ constexpr int OPTIM_CHUNK = 32768;
 // Numbers that share a scale.
 constexpr int OPTIM_BLOCK = 256;
 
-// Words of `settings`.
-enum Setting : int { CLIP = 0, UNSCALE = 2, SEED = 4, STEP = 6, KEEP = 7, B1 = 8, B2 = 9, C1 = 10, C2 = 11, RATE = 12, UNBIAS = 13, EPS = 14 };
+// Words of `settings`: clip and unscale; the seed, the step and keep; b1, b2, 1 - b1, 1 - b2; rate, unbias, eps.
+enum Setting : int { CLIP = 0, UNSCALE = 2, SEED = 4, STEP = 6, KEEP = 7, BETAS = 8, RATE = 12 };
 // Words of `results`.
 enum Result : int { LENGTH = 0, SCALE = 2, SKIP = 3, WATCHED = 4 };
 
@@ -137,7 +137,8 @@ struct F32Moment {
   template <int N> DEVICE static void load(const float* from, float, int n, bool packed, float (&to)[N]) {
     load_numbers(from, n, packed, to);
   }
-  template <int N> DEVICE static void store(float* to, float*, int n, bool packed, const float (&from)[N], const uint32_t (&)[N], int) {
+  template <int N>
+  DEVICE static void store(float* to, float*, int n, bool packed, const float (&from)[N], const uint32_t (&)[N], int) {
     store_numbers(to, n, packed, from);
   }
 };
@@ -167,7 +168,8 @@ struct Bf16Moment {
 #pragma unroll
     for (int i = 0; i < 8; i++) to[i] = __uint_as_float(i < n ? static_cast<uint32_t>(from[i]) << 16 : 0u);
   }
-  DEVICE static void store(uint16_t* to, float*, int n, bool packed, const float (&from)[8], const uint32_t (&words)[8], int shift) {
+  DEVICE static void store(uint16_t* to, float*, int n, bool packed, const float (&from)[8], const uint32_t (&words)[8],
+                           int shift) {
     uint32_t numbers[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) numbers[i] = stochastic_bf16(from[i], words[i] >> shift & 0xffffu);
@@ -258,13 +260,14 @@ struct Q8Moments {
 };
 
 // The random words of the warp's 256 elements from `first` on: 64 Philox blocks, two a lane, by way of the warp's shared words.
-DEVICE void rounding_words(uint32_t* mine, const uint32_t* settings, uint32_t parameter, uint64_t first, uint32_t (&words)[8]) {
+// `start` is seed and step.
+DEVICE void rounding_words(uint32_t* mine, uint4 start, uint32_t parameter, uint64_t first, uint32_t (&words)[8]) {
   const int lane = threadIdx.x % 32;
-  const uint64_t seed = settings[SEED] | static_cast<uint64_t>(settings[SEED + 1]) << 32;
+  const uint64_t seed = start.x | static_cast<uint64_t>(start.y) << 32;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int block = lane + 32 * half;
-    const uint4 four = philox(seed, PURPOSE_ROUNDING, parameter, settings[STEP], static_cast<uint32_t>(first / 4) + block);
+    const uint4 four = philox(seed, PURPOSE_ROUNDING, parameter, start.z, static_cast<uint32_t>(first / 4) + block);
     uint32_t* to = mine + block / 16 * 64 + block % 16;
     to[0] = four.x;
     to[16] = four.y;
@@ -287,7 +290,8 @@ DEVICE void adamw(T* weights, float* master, const float* gradient, typename M::
   DYN_SMEM(uint32_t, shared);
   const int warp = threadIdx.x / 32;
   const uint64_t first = (static_cast<uint64_t>(blockIdx.x) * (OPTIM_THREADS / 32) + warp) * (32 * N);
-  if (first >= count || results[SKIP] != 0) return;
+  const uint4 result = load_16(results);
+  if (first >= count || result.w != 0) return;
   const uint64_t at = first + threadIdx.x % 32 * N;
   const int n = at >= count ? 0 : count - at < N ? static_cast<int>(count - at) : N;
   float* numbers = numbers_of(weights, master);
@@ -299,15 +303,16 @@ DEVICE void adamw(T* weights, float* master, const float* gradient, typename M::
   load_numbers(numbers + at, n, packed, p);
   M::First::load(m_all + at, m_scales ? m_scales[block] : 0.0f, n, packed, m);
   M::Second::load(v_all + at, v_scales ? v_scales[block] : 0.0f, n, packed, v);
+  const uint4 start = load_16(settings + SEED);
   uint32_t words[N] = {};
   // The scales of the warp's block have been read by all lanes behind this.
-  if constexpr (M::First::RANDOM) rounding_words(shared + warp * (32 * N), settings, parameter, first, words);
+  if constexpr (M::First::RANDOM) rounding_words(shared + warp * (32 * N), start, parameter, first, words);
 
-  const float scale = __uint_as_float(results[SCALE]), keep = decays ? __uint_as_float(settings[KEEP]) : 1.0f;
-  const float b1 = __uint_as_float(settings[B1]), b2 = __uint_as_float(settings[B2]);
-  const float c1 = __uint_as_float(settings[C1]), c2 = __uint_as_float(settings[C2]);
-  const float rate = __uint_as_float(settings[RATE]), unbias = __uint_as_float(settings[UNBIAS]);
-  const float eps = __uint_as_float(settings[EPS]);
+  const uint4 betas = load_16(settings + BETAS), rest = load_16(settings + RATE);
+  const float scale = __uint_as_float(result.z), keep = decays ? __uint_as_float(start.w) : 1.0f;
+  const float b1 = __uint_as_float(betas.x), b2 = __uint_as_float(betas.y);
+  const float c1 = __uint_as_float(betas.z), c2 = __uint_as_float(betas.w);
+  const float rate = __uint_as_float(rest.x), unbias = __uint_as_float(rest.y), eps = __uint_as_float(rest.z);
 #pragma unroll
   for (int i = 0; i < N; i++) {
     const float scaled = __fmul_rn(scale, g[i]);

@@ -104,7 +104,7 @@ fn left_to_right_training_goes_on_bit_for_bit() {
 
 #[test]
 fn fine_tuning_goes_on_bit_for_bit() {
-    resumes("sft --data qa.jsonl --batch 2 --length 24 --weights bf16", "sft");
+    resumes("sft --data qa.jsonl --batch 2 --length 24 --weights bf16 --moments 8bit", "sft");
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod naive;
 mod norm;
 mod norm_bwd;
 mod optim;
+mod optim_control;
 mod optim_q8;
 mod rope;
 mod support;
