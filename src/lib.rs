@@ -1,5 +1,5 @@
 //! **lacuna** runs masked diffusion language models (DiffuGPT, DiffuLLaMA and their kin): it fills
-//! the gaps of a text by denoising, many tokens a step. It also trains them ([`train`]), on the CPU.
+//! the gaps of a text by denoising, many tokens a step. It also trains them ([`train`]).
 //!
 //! ```
 //! use std::sync::Arc;
@@ -29,6 +29,7 @@
 //! mathematics of masked diffusion ([`diffusion`]); networks ([`model`]); sampling and training ([`sample`],
 //! [`train`]); the command line ([`cli`]).
 
+pub mod anneal;
 pub mod backend;
 pub mod cli;
 pub mod config;

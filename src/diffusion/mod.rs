@@ -4,7 +4,7 @@
 //! The formulas are those of Gong et al., "Scaling diffusion language models via adaptation from
 //! autoregressive models" (ICLR 2025), which builds on MDLM (Sahoo et al., NeurIPS 2024).
 
-pub mod anneal;
+pub use crate::anneal;
 pub mod corrupt;
 pub mod loss;
 pub mod reveal;
