@@ -52,12 +52,73 @@ pub struct Attended<'a, B: Backend> {
     pub v: (&'a B::Buffer, Rows),
     /// What the attention gave, `[q rows, heads * head_dim]` dense.
     pub out: &'a B::Buffer,
-    /// Logarithm of each softmax's sum, `[q rows, heads]` dense ([`Backward::attention_saving`]).
+    /// Logarithm of each softmax's sum ([`Backward::attention_saving`]).
     pub log_sum: &'a B::Buffer,
+}
+
+/// The largest sizes of a pass: what a [`Backward::Workspace`] has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkSize {
+    /// Packed rows.
+    pub rows: usize,
+    /// Columns of the widest linear layer, and twice those of the stream that norms see.
+    pub columns: usize,
+    /// Query heads.
+    pub heads: usize,
+}
+
+/// One draw of the random bits of annealed attention ([`crate::anneal`]).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AnnealedDraw {
+    /// Of the generator.
+    pub seed: u64,
+    /// Which draw of the generator's.
+    pub pass: u32,
+    /// Probability that a future key is seen.
+    pub ratio: f32,
+    /// Positions.
+    pub length: usize,
 }
 
 /// The operations of a backward pass. Shapes that do not fit are [`Error::Shape`](crate::Error).
 pub trait Backward: Forward {
+    /// Room for sums on their way.
+    type Workspace: Send + Sync;
+
+    /// A workspace for passes of at most `size`.
+    fn workspace(&self, size: WorkSize) -> Result<Self::Workspace>;
+
+    /// Zeros for `len` numbers of a weight's gradient: as exact as sums are.
+    fn alloc_gradient(&self, len: usize) -> Result<Self::Buffer> {
+        self.alloc(len)
+    }
+
+    /// Bytes of one number of a weight's gradient.
+    fn gradient_bytes(&self) -> usize {
+        self.number_bytes()[0]
+    }
+
+    /// Whether activations have so small a range that gradients need a factor on the loss (f16).
+    fn scales_losses(&self) -> bool {
+        false
+    }
+
+    /// Numbers from a row of logits to the next, with which the head's products are fastest.
+    fn logits_stride(&self, vocab: usize) -> usize {
+        vocab
+    }
+
+    /// How many logits, and how many rows of them, are formed at a time.
+    fn logits_at_once(&self) -> [usize; 2] {
+        [4 << 20, 512]
+    }
+
+    /// Room for the bits of [`draw_annealed`](Self::draw_annealed) of up to `length` positions.
+    fn annealed_mask(&self, length: usize) -> Result<Self::Mask>;
+
+    /// Makes `mask`, which [`annealed_mask`](Self::annealed_mask) gave, that of a draw.
+    fn draw_annealed(&self, mask: &mut Self::Mask, draw: AnnealedDraw) -> Result<()>;
+
     /// Sets the first `len` numbers to 0.
     fn zero(&self, x: &mut Self::Buffer, len: usize) -> Result<()>;
 
@@ -95,6 +156,7 @@ pub trait Backward: Forward {
         layout: Layout,
         dweight: Option<&mut Self::Buffer>,
         dbias: Option<&mut Self::Buffer>,
+        work: &mut Self::Workspace,
     ) -> Result<()>;
 
     /// The gradient of [`Forward::norm`]: `dx += ...` for `rows` rows, `dweight += ...`, `dbias += ...`. Mean and
@@ -112,6 +174,7 @@ pub trait Backward: Forward {
         dx: &mut Self::Buffer,
         dweight: Option<&mut Self::Buffer>,
         dbias: Option<&mut Self::Buffer>,
+        work: &mut Self::Workspace,
     ) -> Result<()>;
 
     /// `out[i] = activation(x[i])` for `len` numbers.
@@ -156,8 +219,9 @@ pub trait Backward: Forward {
         table: &Self::Buffer,
     ) -> Result<()>;
 
-    /// As [`Forward::attention`], the same bits; `log_sum[row * heads + h]` becomes the logarithm of the sum of
-    /// exponentials of the row's scores under head h, `-inf` for a query that sees no key.
+    /// As [`Forward::attention`], the same bits; `log_sum`, one number a query row and head in the machine's own order, becomes the
+    /// logarithms of the sums of exponentials of the rows' scores, `-inf` for a query that sees no key. It comes from
+    /// [`alloc_logits`](Backend::alloc_logits).
     #[allow(clippy::too_many_arguments)]
     fn attention_saving(
         &self,
@@ -186,6 +250,7 @@ pub trait Backward: Forward {
         mask: &Self::Mask,
         d_qkv: &mut Self::Buffer,
         places: [Rows; 3],
+        work: &mut Self::Workspace,
     ) -> Result<()>;
 
     /// The gradient of [`Forward::embed`]: `d_table[ids[t], :] += dx[t, :]`, and the same for positions, for `rows`
@@ -199,14 +264,14 @@ pub trait Backward: Forward {
         positions: Option<(&mut Self::Buffer, usize, &Self::Index)>,
     ) -> Result<()>;
 
-    /// Cross-entropy of `rows.len()` rows of logits `[rows.len(), vocab]`, and its gradient in their place: with `u`
-    /// the negative log-likelihood of `targets[rows.start + r]`, row r becomes
-    /// `weights[rows.start + r] token'(u) (softmax(logits[r]) - onehot)`, and `nll[rows.start + r] = u`.
-    /// A weight may be 0. A row with a NaN gives NaN.
+    /// Cross-entropy of `rows.len()` rows of `vocab` logits, placed by their `Rows`, and its gradient in their place: with
+    /// `u` the negative log-likelihood of `targets[rows.start + r]`, row r becomes
+    /// `weights[rows.start + r] token'(u) (softmax(logits[r]) - onehot)`, what lies between two rows 0, and
+    /// `nll[rows.start + r] = u`. A weight may be 0. A row with a NaN gives NaN.
     #[allow(clippy::too_many_arguments)]
     fn cross_entropy_backward(
         &self,
-        logits: &mut Self::Buffer,
+        logits: (&mut Self::Buffer, Rows),
         vocab: usize,
         rows: Range<usize>,
         targets: &Self::Index,

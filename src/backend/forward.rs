@@ -53,7 +53,7 @@ pub struct HeadShape {
 
 /// Where the queries and the keys of one sequence lie in packed rows. An empty query range is
 /// allowed (the sequence has nothing to compute).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Segment {
     pub q_start: usize,
     pub q_len: usize,

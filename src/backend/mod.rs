@@ -11,7 +11,7 @@ mod forward;
 mod optim;
 mod unmask;
 
-pub use backward::{Attended, Backward, TokenWeight};
+pub use backward::{AnnealedDraw, Attended, Backward, TokenWeight, WorkSize};
 pub use denoise::{
     Canvases, CanvasesSize, Denoise, DrawingWords, RANK_WORDS, RankWords, Stage, StepShape, THRESHOLD_WORDS,
     WANT_WORDS, Want, WantKind, threshold_words,

@@ -5,17 +5,18 @@ use std::time::Instant;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::args::{DeviceArgs, GemmName};
+use super::Context;
+use super::args::DeviceArgs;
+use super::device::{self, Training};
 use super::terminal::println;
-use super::{Context, device};
-use crate::backend::{MomentFormat, TokenWeight};
+use crate::backend::{Backend, Backward, MomentFormat, Optimise, TokenWeight};
 use crate::diffusion::corrupt::{Corrupted, MaskRule};
 use crate::diffusion::loss::LossNorm;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::{ModelFiles, SpecialIds};
-use crate::model::{Model, SyntheticShape, parameters_of};
-use crate::profile::median;
+use crate::model::{Adapters, Model, SyntheticShape, parameters_of};
+use crate::profile::{flops, median};
 use crate::rng::{Purpose, Rng};
 use crate::train::batch::{Objective, TimeWeight};
 use crate::train::learner::{Attention, Learner, Recipe, Shape};
@@ -42,18 +43,20 @@ pub struct TrainArgs {
     /// Steps that are timed
     #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Work")]
     repeat: usize,
-    /// Steps before
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Work")]
+    /// Steps before: the second one records the operations of a step, on a card
+    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Work")]
     warmup: usize,
     /// Keep the input of each layer only, and compute its inside again
     #[arg(long, help_heading = "Work")]
     recompute: bool,
-    /// Moments in bf16 instead of f32
-    #[arg(long, help_heading = "Work")]
-    bf16_moments: bool,
-    /// Threads to compute with [default: one a core]
-    #[arg(long, value_name = "N", help_heading = "Model")]
-    threads: Option<std::num::NonZeroUsize>,
+    /// Format of the moments: f32, bf16 or 8bit
+    #[arg(long, value_name = "NAME", default_value = "f32", help_heading = "Work")]
+    moments: String,
+    /// Rank of adapters that are trained instead of the weights
+    #[arg(long, value_name = "N", help_heading = "Work")]
+    lora_rank: Option<usize>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// One JSON object instead of a line for people
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -72,61 +75,151 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     if !(0.0..=1.0).contains(&args.masked) {
         return Err(Error::request(format!("--masked {}: expected a share, 0 to 1", args.masked)));
     }
-    let place = DeviceArgs {
-        device: "cpu".into(),
-        dtype: None,
-        gemm: GemmName::default(),
-        verbose: false,
-        threads: args.threads,
+    let moments = match args.moments.as_str() {
+        "f32" => MomentFormat::F32,
+        "bf16" => MomentFormat::Bf16,
+        "8bit" => MomentFormat::Q8,
+        other => {
+            return Err(Error::request(format!("--moments {other}: expected one of f32, bf16, 8bit")));
+        }
     };
-    let backend = device::training(&place)?;
-    let threads = backend.threads();
+    device::train(&args.device, Bench { args, moments, context })
+}
+
+/// Steps to be timed on some machine.
+struct Bench<'a> {
+    args: &'a TrainArgs,
+    moments: MomentFormat,
+    context: &'a Context,
+}
+
+impl Training for Bench<'_> {
+    fn run<B: Optimise + Backward + Backend<Elem = f32>>(self, backend: B, device: &str) -> Result<()> {
+        let Bench { args, moments, context } = self;
+        let free = backend.free_memory();
+        let (name, mut learner) = learner(args, moments, backend.clone())?;
+        let config = learner.model().config().clone();
+        let parameters: usize =
+            parameters_of(&config).iter().map(|e| e.shape.iter().product::<usize>()).sum();
+        let hidden = (args.masked * args.length as f32).round() as usize;
+        let (seconds, loss) = time(args, hidden, &mut learner, context)?;
+        let taken = free.zip(backend.free_memory()).map(|(before, after)| before.saturating_sub(after));
+        let tokens = args.batch * args.length;
+        let scored = hidden * args.batch;
+        let lengths = vec![args.length; args.batch];
+        let flops = flops::training(&config, &lengths, scored, args.lora_rank.is_none());
+        let (middle, least) = (median(&seconds), seconds.iter().copied().fold(f64::INFINITY, f64::min));
+        let peak = peak_memory();
+        let threads = args.device.threads.map(std::num::NonZeroUsize::get);
+        let dtype = device::dtype_of_card(&args.device)?.unwrap_or(Dtype::F32);
+        if args.json {
+            return println(
+                &json!({
+                    "bench": "train", "model": name, "parameters": parameters, "batch": args.batch, "length": args.length,
+                    "masked": scored, "device": device, "dtype": dtype.to_string(), "threads": threads, "seconds": middle,
+                    "min_seconds": least, "runs": seconds.len(), "tokens_per_second": tokens as f64 / middle,
+                    "flops": flops, "flops_per_second": flops / middle, "peak_rss_bytes": peak, "device_bytes": taken,
+                    "loss": loss, "recompute": args.recompute, "moments": args.moments, "lora_rank": args.lora_rank,
+                })
+                .to_string(),
+            );
+        }
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let memory = match (taken, peak) {
+            (Some(bytes), _) => format!(", {:.0} MiB of the card", mib(bytes)),
+            (None, Some(bytes)) => format!(", at most {:.0} MiB", mib(bytes)),
+            (None, None) => String::new(),
+        };
+        println(&format!(
+            "{name}, {parameters} parameters, a step of {} x {} tokens, {scored} masked, {device}: median {middle:.4} s of {} \
+             (least {least:.4} s), {:.1} tokens/s, {:.2} TFLOP/s{memory}",
+            args.batch,
+            args.length,
+            seconds.len(),
+            tokens as f64 / middle,
+            flops / middle / 1e12
+        ))
+    }
+}
+
+fn learner<B: Optimise + Backward>(
+    args: &TrainArgs,
+    moments: MomentFormat,
+    backend: B,
+) -> Result<(String, Learner<B>)> {
+    // Adapters leave the weights as they are.
+    let trained = args.lora_rank.is_none();
     let (name, model) = match args.shape {
         Some(shape) => {
             let special = SpecialIds::default();
-            let model = Model::untrained(backend, shape.config(), special, true, 0, Dtype::F32)?;
+            let model = if trained {
+                Model::untrained(backend.clone(), shape.config(), special, true, 0, Dtype::F32)?
+            } else {
+                Model::synthetic(backend.clone(), shape, 0)?
+            };
             (shape.to_string(), model)
         }
         None => {
             let files = ModelFiles::find(args.model.as_deref())?;
-            (files.name.clone(), Model::load_trainable(backend, &files, |_| Some(Dtype::F32))?)
+            let dtype = |_: &str| trained.then_some(Dtype::F32);
+            (files.name.clone(), Model::load_trainable(backend.clone(), &files, dtype)?)
         }
     };
-    let config = model.config().clone();
-    let vocab = config.vocab_size as u32;
-    let objective = Objective::Diffusion {
-        mask_id: vocab - 1,
-        shift: true,
-        norm: LossNorm::MaskedTokens,
-        time: TimeWeight::Elbo,
-        rule: MaskRule::Explicit,
+    let entries = parameters_of(model.config());
+    let adapters = match args.lora_rank {
+        None => None,
+        Some(rank) => {
+            let layouts = |linear: &str| model.layout_of(linear);
+            Some(Adapters::new(&backend, &entries, layouts, rank, 2.0 * rank as f64, &[], 0)?)
+        }
+    };
+    let trained: Vec<(String, usize)> = if trained {
+        entries.iter().map(|e| (e.parameter.clone(), e.shape.iter().product())).collect()
+    } else {
+        Vec::new()
     };
     let steps = (args.repeat + args.warmup) as u64;
-    let schedule = Schedule { kind: ScheduleKind::Constant, warmup: 0, steps, peak: 1e-5, floor: 0.0 };
     let recipe = Recipe {
-        objective,
+        objective: objective(model.config().vocab_size as u32 - 1),
         attention: Attention::Full,
         batch: args.batch,
         accumulate: 1,
         documents: false,
-        schedule,
+        schedule: Schedule { kind: ScheduleKind::Constant, warmup: 0, steps, peak: 1e-5, floor: 0.0 },
         betas: [0.9, 0.95],
         eps: 1e-8,
         decay: 0.1,
         clip: 1.0,
         token: TokenWeight::NONE,
-        moments: if args.bf16_moments { MomentFormat::Bf16 } else { MomentFormat::F32 },
+        moments,
         seed: 0,
     };
-    let entries = parameters_of(&config);
-    let trained: Vec<(String, usize)> =
-        entries.iter().map(|e| (e.parameter.clone(), e.shape.iter().product())).collect();
-    let parameters: usize = trained.iter().map(|(_, n)| n).sum();
     let shape = Shape { trained, narrow: false, length: args.length, checkpoint: args.recompute };
     let cursor = Cursor { examples: 0, per_source: Vec::new() };
-    let mut learner = Learner::new(model, None, shape, recipe, cursor)?;
+    Ok((name, Learner::new(model, adapters, shape, recipe, cursor)?))
+}
+
+fn objective(mask_id: u32) -> Objective {
+    Objective::Diffusion {
+        mask_id,
+        shift: true,
+        norm: LossNorm::MaskedTokens,
+        time: TimeWeight::Elbo,
+        rule: MaskRule::Explicit,
+    }
+}
+
+/// Seconds of each step, and the last loss.
+fn time<B: Optimise + Backward>(
+    args: &TrainArgs,
+    hidden: usize,
+    learner: &mut Learner<B>,
+    context: &Context,
+) -> Result<(Vec<f64>, f64)> {
+    let vocab = learner.model().config().vocab_size as u32;
+    let objective = learner.recipe.objective;
     let rng = Rng::new(0);
-    let hidden = (args.masked * args.length as f32).round() as usize;
+    let steps = (args.repeat + args.warmup) as u64;
     let (mut seconds, mut loss) = (Vec::new(), 0.0);
     let bar = context.progress(steps, args.json);
     for step in 0..steps as u32 {
@@ -157,31 +250,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let tokens = args.batch * args.length;
-    let (middle, least) = (median(&seconds), seconds.iter().copied().fold(f64::INFINITY, f64::min));
-    let peak = peak_memory();
-    if args.json {
-        return println(
-            &json!({
-                "bench": "train", "model": name, "parameters": parameters, "batch": args.batch, "length": args.length,
-                "masked": hidden * args.batch, "threads": threads, "seconds": middle, "min_seconds": least,
-                "runs": seconds.len(), "tokens_per_second": tokens as f64 / middle, "peak_rss_bytes": peak, "loss": loss,
-                "recompute": args.recompute, "moments": if args.bf16_moments { "bf16" } else { "f32" },
-            })
-            .to_string(),
-        );
-    }
-    let memory =
-        peak.map_or(String::new(), |bytes| format!(", at most {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
-    println(&format!(
-        "{name}, {parameters} parameters, a step of {} x {} tokens, {} masked, {threads} threads: median {middle:.4} s of {} \
-         (least {least:.4} s), {:.1} tokens/s{memory}",
-        args.batch,
-        args.length,
-        hidden * args.batch,
-        seconds.len(),
-        tokens as f64 / middle
-    ))
+    Ok((seconds, loss))
 }
 
 /// The most memory that the process ever had in use, in bytes, where the system says so.

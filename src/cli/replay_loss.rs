@@ -5,9 +5,10 @@ use std::path::Path;
 use clap::Args as ClapArgs;
 use safetensors::tensor::Dtype;
 
+use super::Context;
+use super::device::{self, Training};
 use super::replay::{Files, Input, lengths, malformed, parse, probe, read, write};
-use super::{Context, device};
-use crate::backend::{Backend, Mask};
+use crate::backend::{Backend, Backward, Mask, Optimise};
 use crate::diffusion::corrupt::{Corrupted, MaskRule};
 use crate::diffusion::loss::{Loss, LossNorm};
 use crate::diffusion::shift;
@@ -81,9 +82,31 @@ fn inputs(path: &Path) -> Result<Inputs> {
 /// # Errors
 /// [`Error::Input`] for a malformed input file; otherwise as training.
 pub fn run(args: &LossArgs, context: &Context) -> Result<()> {
-    let Inputs { b, l, x0, x_t, t, masked, src, lens, allow } = inputs(&args.files.input)?;
+    let inputs = inputs(&args.files.input)?;
     probe(&args.files)?;
-    let backend = device::training(&args.files.device)?;
+    device::train(&args.files.device, Replay { args, inputs, context })
+}
+
+/// Inputs on their way to a machine.
+struct Replay<'a> {
+    args: &'a LossArgs,
+    inputs: Inputs,
+    context: &'a Context,
+}
+
+impl Training for Replay<'_> {
+    fn run<B: Optimise + Backward + Backend<Elem = f32>>(self, backend: B, _: &str) -> Result<()> {
+        replay(self.args, self.inputs, backend, self.context)
+    }
+}
+
+fn replay<B: Backward + Backend<Elem = f32>>(
+    args: &LossArgs,
+    inputs: Inputs,
+    backend: B,
+    context: &Context,
+) -> Result<()> {
+    let Inputs { b, l, x0, x_t, t, masked, src, lens, allow } = inputs;
     let files = ModelFiles::find(args.files.model.as_deref())?;
     let mask_id = args
         .mask_id

@@ -30,7 +30,7 @@ impl<B: Backward> Gradients<B> {
         let mut places = BTreeMap::new();
         for (name, len) in named {
             places.insert(name.clone(), slots.len());
-            slots.push(Slot { name, len, buffer: Some(backend.alloc(len)?) });
+            slots.push(Slot { name, len, buffer: Some(backend.alloc_gradient(len)?) });
         }
         Ok(Self { slots, places })
     }

@@ -24,7 +24,7 @@ pub use names::{Entry, Layout, NameScheme, layout, parameters_of};
 pub use params::{Layer, Linear, MemoryReport, Mlp, Norm, Parameters, Qkv};
 pub use synthetic::SyntheticShape;
 pub use train_arena::{TrainArena, TrainBatch, TrainSize};
-pub use train_pass::Learning;
+pub use train_pass::{Learning, PassMask, PassShape};
 
 use std::sync::Arc;
 

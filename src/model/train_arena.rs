@@ -1,8 +1,8 @@
 //! The activations of a training pass: what a backward pass needs of the forward one, sized once.
 
 use super::Batch;
-use super::arena::{head_rows, rope_table};
-use crate::backend::{Backend, Forward, Inputs};
+use super::arena::rope_table;
+use crate::backend::{AnnealedDraw, Backend, Backward, Inputs, WorkSize};
 use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
 
@@ -56,7 +56,7 @@ pub(super) struct Kept<B: Backend> {
 }
 
 /// Every buffer of a training pass. Allocated once; a pass allocates nothing that grows with it.
-pub struct TrainArena<B: Backend> {
+pub struct TrainArena<B: Backward> {
     pub(super) size: TrainSize,
     pub(super) inputs: Inputs<B>,
     /// Residual stream before each layer and after the last, `[T, C]` each.
@@ -85,34 +85,62 @@ pub struct TrainArena<B: Backend> {
     pub(super) hidden: B::Buffer,
     pub(super) d_hidden: B::Buffer,
     pub(super) d_picked: B::Buffer,
-    /// Logits, then their gradients, of a chunk of rows `[head_rows, V]`.
+    /// Logits, then their gradients, of a chunk of rows: `[head_rows, V]`, rows `logits_stride` apart.
     pub(super) logits: B::Buffer,
     pub(super) head_rows: usize,
+    pub(super) logits_stride: usize,
+    /// Where the gradient of each scored row goes `[R]`: its own row; nowhere for rows that only fill up.
+    pub(super) scattered: B::Index,
     pub(super) targets: B::Index,
     pub(super) weights: B::Floats,
     pub(super) nll: B::Floats,
     pub(super) rope: Option<B::Buffer>,
+    /// The bits of annealed attention, made by the machine; lent to a pass while it runs.
+    pub(super) drawn: Option<B::Mask>,
+    pub(super) work: B::Workspace,
+    /// What is written to `wanted`, `scattered`, `targets` and `weights`.
+    pub(super) staged: Staged,
+}
+
+/// Rows on their way to the machine.
+#[derive(Default)]
+pub(super) struct Staged {
+    pub(super) rows: Vec<u32>,
+    pub(super) targets: Vec<u32>,
+    pub(super) weights: Vec<f32>,
+}
+
+/// Rows of logits that are formed at a time.
+fn head_rows(vocab: usize, rows: usize, [logits, most]: [usize; 2]) -> usize {
+    (logits / vocab.max(1)).clamp(8, most.max(8)).min(rows.max(1))
 }
 
 impl TrainSize {
-    /// Numbers of a [`TrainArena`] of this size: `[activations, logits]`. The logits are bounded whatever batch, length
+    /// Bytes of a [`TrainArena`] of this size: `[activations, logits]`. The logits are bounded whatever batch, length
     /// and vocabulary are (for vocabularies below half a million).
-    pub fn numbers(self, config: &ModelConfig) -> [u128; 2] {
+    pub fn bytes<B: Backward>(self, backend: &B, config: &ModelConfig) -> [u128; 2] {
         let (t, r) = (self.tokens.max(1) as u128, self.rows.max(1) as u128);
+        let [number, exact] = backend.number_bytes().map(|bytes| bytes as u128);
         let layers = if self.checkpoint { 1 } else { config.layers as u128 };
         let (c, f) = (config.width as u128, config.mlp_width as u128);
         let (q, qkv) = (config.query_width() as u128, config.qkv_width() as u128);
         let gated = config.family == Family::Llama;
         let inner = if gated { 2 * f } else { f };
-        let kept = qkv + q + config.heads as u128 + c + inner;
+        let kept = qkv + q + c + inner;
         let work = 3 * c + 2 * f + q + qkv + if gated { 2 * f } else { 0 } + 2 * self.rank as u128;
         let rope = if config.rope.is_some() { (self.length * config.head_dim) as u128 } else { 0 };
-        let body = t * ((config.layers as u128 + 1) * c + layers * kept + work) + 4 * r * c + rope;
-        [body, head_rows(config.vocab_size, self.rows) as u128 * config.vocab_size as u128]
+        let body = t * ((config.layers as u128 + 1) * c + layers * kept + work) + 4 * r * c;
+        let sums = layers * t * config.heads as u128 + rope;
+        // Ids, positions and places of tokens; numbers, places, targets, weights and losses of rows.
+        let indices = 4 * (6 * t + 5 * r);
+        let vocab = config.vocab_size;
+        let logits = head_rows(vocab, self.rows, backend.logits_at_once()) as u128;
+        let stride = backend.logits_stride(vocab) as u128;
+        [body * number + sums * exact + indices, logits * stride * number]
     }
 }
 
-impl<B: Forward> TrainArena<B> {
+impl<B: Backward> TrainArena<B> {
     /// Buffers for passes of at most `size` on networks shaped like `config`.
     ///
     /// # Errors
@@ -134,7 +162,7 @@ impl<B: Forward> TrainArena<B> {
         let alloc = |rows: usize, width: usize| {
             let len = rows.checked_mul(width).ok_or_else(|| Error::Memory {
                 what: "the activations of training".into(),
-                needed: size.numbers(config)[0] * backend.number_bytes()[0] as u128,
+                needed: size.bytes(backend, config)[0],
                 limit: "more than can be addressed".into(),
                 hint: "lower --batch or --length".into(),
             })?;
@@ -146,12 +174,14 @@ impl<B: Forward> TrainArena<B> {
             Ok(Kept {
                 qkv: alloc(t, config.qkv_width())?,
                 attended: alloc(t, config.query_width())?,
-                log_sum: alloc(t, config.heads)?,
+                log_sum: backend.alloc_logits(t.saturating_mul(config.heads))?,
                 middle: alloc(t, c)?,
                 inner: alloc(t, if gated { 2 * f } else { f })?,
             })
         };
-        let head_rows = head_rows(config.vocab_size, r);
+        let head_rows = head_rows(config.vocab_size, r, backend.logits_at_once());
+        let logits_stride = backend.logits_stride(config.vocab_size);
+        let columns = config.qkv_width().max(f).max(2 * c);
         Ok(Self {
             size,
             inputs: Inputs {
@@ -178,8 +208,10 @@ impl<B: Forward> TrainArena<B> {
             hidden: alloc(r, c)?,
             d_hidden: alloc(r, c)?,
             d_picked: alloc(r, c)?,
-            logits: backend.alloc_logits(head_rows * config.vocab_size)?,
+            logits: alloc(head_rows, logits_stride)?,
             head_rows,
+            logits_stride,
+            scattered: backend.alloc_index(r)?,
             targets: backend.alloc_index(r)?,
             weights: backend.alloc_floats(r)?,
             nll: backend.alloc_floats(r)?,
@@ -189,7 +221,27 @@ impl<B: Forward> TrainArena<B> {
                 }
                 None => None,
             },
+            drawn: Some(backend.annealed_mask(size.length)?),
+            work: backend.workspace(WorkSize { rows: t, columns, heads: config.heads })?,
+            staged: Staged::default(),
         })
+    }
+
+    /// Draws the bits that [`PassMask::Drawn`](super::PassMask) stands for from here on.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn draw_mask(&mut self, backend: &B, seed: u64, pass: u32, ratio: f32) -> Result<()> {
+        let length = self.size.length;
+        match &mut self.drawn {
+            Some(mask) => backend.draw_annealed(mask, AnnealedDraw { seed, pass, ratio, length }),
+            None => Ok(()),
+        }
+    }
+
+    /// The negative log-likelihoods of the last pass `[R]`.
+    pub fn losses(&self) -> &B::Floats {
+        &self.nll
     }
 
     /// What the arena was made for.

@@ -36,11 +36,11 @@ impl<B: Backward> Model<B> {
         let (dweight, dbias) = gradients.pair("norm.weight", "norm.bias");
         let (kind, eps) = (config.norm, config.norm_eps);
         let weight = &params.norm.weight;
-        let TrainArena { picked, d_hidden, d_picked, dx, inputs, .. } = arena;
-        be.norm_backward(kind, picked, weight, d_hidden, eps, rows, c, d_picked, dweight, dbias)?;
+        let TrainArena { picked, d_hidden, d_picked, dx, scattered, work, .. } = arena;
+        be.norm_backward(kind, picked, weight, d_hidden, eps, rows, c, d_picked, dweight, dbias, work)?;
         // Rows are scored once each, so that scattering them is the gradient of gathering.
         be.zero(dx, tokens * c)?;
-        be.scatter((d_picked, Rows::dense(c)), &inputs.wanted, rows, c, (dx, Rows::dense(c)))?;
+        be.scatter((d_picked, Rows::dense(c)), scattered, rows, c, (dx, Rows::dense(c)))?;
         for n in (0..params.layers.len()).rev() {
             if arena.size.checkpoint {
                 self.train_block(n, tokens, arena, mask, learning, false)?;
@@ -67,7 +67,7 @@ impl<B: Backward> Model<B> {
         let (config, be) = (&self.config, &self.backend);
         let layer = &self.parameters.layers[n];
         let (c, f) = (config.width, config.mlp_width);
-        let TrainArena { kept, normed, active, dx, d_normed, d_active, d_gated, low, size, .. } = arena;
+        let TrainArena { kept, normed, active, dx, d_normed, d_active, d_gated, low, size, work, .. } = arena;
         let Kept { middle, inner, .. } = &kept[if size.checkpoint { 0 } else { n }];
         let mut low = low.as_mut();
         let name = |part: &str| format!("layers.{n}.{part}");
@@ -84,11 +84,11 @@ impl<B: Backward> Model<B> {
             Mlp::Plain { up, down } => {
                 be.activation(config.activation, inner, tokens * f, active)?;
                 let of = back("mlp.down", down, active, (dx, Rows::dense(c)), f, c);
-                self.linear_back(of, false, Some(d_active), adapters, low.as_deref_mut(), gradients)?;
+                self.linear_back(of, false, Some(d_active), adapters, low.as_deref_mut(), gradients, work)?;
                 be.activation_backward(config.activation, inner, tokens * f, d_active)?;
                 norm(be, config, &layer.mlp_norm, middle, tokens, normed)?;
                 let of = back("mlp.up", up, normed, (d_active, Rows::dense(f)), c, f);
-                self.linear_back(of, false, Some(d_normed), adapters, low, gradients)?;
+                self.linear_back(of, false, Some(d_normed), adapters, low, gradients, work)?;
             }
             Mlp::Gated { gate, up, down } => {
                 let Some(d_gated) = d_gated else {
@@ -96,18 +96,18 @@ impl<B: Backward> Model<B> {
                 };
                 be.swiglu(inner, tokens, f, active)?;
                 let of = back("mlp.down", down, active, (dx, Rows::dense(c)), f, c);
-                self.linear_back(of, false, Some(d_active), adapters, low.as_deref_mut(), gradients)?;
+                self.linear_back(of, false, Some(d_active), adapters, low.as_deref_mut(), gradients, work)?;
                 be.swiglu_backward(inner, d_active, tokens, f, d_gated)?;
                 norm(be, config, &layer.mlp_norm, middle, tokens, normed)?;
                 let of = back("mlp.gate", gate, normed, (d_gated, Rows { at: 0, stride: 2 * f }), c, f);
-                self.linear_back(of, false, Some(d_normed), adapters, low.as_deref_mut(), gradients)?;
+                self.linear_back(of, false, Some(d_normed), adapters, low.as_deref_mut(), gradients, work)?;
                 let of = back("mlp.up", up, normed, (d_gated, Rows { at: f, stride: 2 * f }), c, f);
-                self.linear_back(of, true, Some(d_normed), adapters, low, gradients)?;
+                self.linear_back(of, true, Some(d_normed), adapters, low, gradients, work)?;
             }
         }
         let (dweight, dbias) = gradients.pair(&name("mlp.norm.weight"), &name("mlp.norm.bias"));
         let (kind, eps, weight) = (config.norm, config.norm_eps, &layer.mlp_norm.weight);
-        be.norm_backward(kind, middle, weight, d_normed, eps, tokens, c, dx, dweight, dbias)
+        be.norm_backward(kind, middle, weight, d_normed, eps, tokens, c, dx, dweight, dbias, work)
     }
 
     /// The attention of block n: adds to the gradient of the residual stream.
@@ -125,7 +125,7 @@ impl<B: Backward> Model<B> {
         let at = QkvColumns::of(config);
         let c = config.width;
         let (q_width, kv_width) = (config.query_width(), config.kv_width());
-        let TrainArena { streams, kept, normed, dx, d_normed, d_attended, d_qkv, low, .. } = arena;
+        let TrainArena { streams, kept, normed, dx, d_normed, d_attended, d_qkv, low, work, .. } = arena;
         let Kept { qkv, attended, log_sum, .. } = &kept[if arena.size.checkpoint { 0 } else { n }];
         let x = &streams[n];
         let mut low = low.as_mut();
@@ -140,11 +140,12 @@ impl<B: Backward> Model<B> {
             outputs,
         };
         let of = back("attention.out", &layer.out, attended, (dx, Rows::dense(c)), q_width, c);
-        self.linear_back(of, false, Some(d_attended), adapters, low.as_deref_mut(), gradients)?;
+        self.linear_back(of, false, Some(d_attended), adapters, low.as_deref_mut(), gradients, work)?;
         let kept = Attended { q: (qkv, at.q), k: (qkv, at.k), v: (qkv, at.v), out: attended, log_sum };
         let (segments, positions) = (&arena.inputs.segments, &arena.inputs.positions);
         let shape = head_shape(config);
-        be.attention_backward(kept, d_attended, shape, segments, positions, mask, d_qkv, [at.q, at.k, at.v])?;
+        let places = [at.q, at.k, at.v];
+        be.attention_backward(kept, d_attended, shape, segments, positions, mask, d_qkv, places, work)?;
         if let Some(table) = &arena.rope {
             let heads = config.heads + config.kv_heads;
             be.rope_backward(d_qkv, at.q, tokens, heads, config.head_dim, positions, table)?;
@@ -153,23 +154,24 @@ impl<B: Backward> Model<B> {
         match &layer.qkv {
             Qkv::Fused(all) => {
                 let of = back("attention.qkv", all, normed, (d_qkv, at.q), c, config.qkv_width());
-                self.linear_back(of, false, Some(d_normed), adapters, low, gradients)?;
+                self.linear_back(of, false, Some(d_normed), adapters, low, gradients, work)?;
             }
             Qkv::Split { q, k, v } => {
                 let of = back("attention.q", q, normed, (d_qkv, at.q), c, q_width);
-                self.linear_back(of, false, Some(d_normed), adapters, low.as_deref_mut(), gradients)?;
+                self.linear_back(of, false, Some(d_normed), adapters, low.as_deref_mut(), gradients, work)?;
                 let of = back("attention.k", k, normed, (d_qkv, at.k), c, kv_width);
-                self.linear_back(of, true, Some(d_normed), adapters, low.as_deref_mut(), gradients)?;
+                self.linear_back(of, true, Some(d_normed), adapters, low.as_deref_mut(), gradients, work)?;
                 let of = back("attention.v", v, normed, (d_qkv, at.v), c, kv_width);
-                self.linear_back(of, true, Some(d_normed), adapters, low, gradients)?;
+                self.linear_back(of, true, Some(d_normed), adapters, low, gradients, work)?;
             }
         }
         let (dweight, dbias) = gradients.pair(&name("attention.norm.weight"), &name("attention.norm.bias"));
         let (kind, eps, weight) = (config.norm, config.norm_eps, &layer.attention_norm.weight);
-        be.norm_backward(kind, x, weight, d_normed, eps, tokens, c, dx, dweight, dbias)
+        be.norm_backward(kind, x, weight, d_normed, eps, tokens, c, dx, dweight, dbias, work)
     }
 
     /// The gradients of a linear layer's weight, bias and adapter, and of its input: `dx (+)= ...`.
+    #[allow(clippy::too_many_arguments)]
     fn linear_back(
         &self,
         of: Back<'_, B>,
@@ -178,13 +180,14 @@ impl<B: Backward> Model<B> {
         adapters: Option<&Adapters<B>>,
         low: Option<&mut [B::Buffer; 2]>,
         gradients: &mut Gradients<B>,
+        work: &mut B::Workspace,
     ) -> Result<()> {
         let be = &self.backend;
         let Back { name, linear, x, dy, rows, inputs, outputs } = of;
         let (dweight, dbias) = gradients.pair(&format!("{name}.weight"), &format!("{name}.bias"));
         if dweight.is_some() || dbias.is_some() {
             let layout = self.layout_of(&name);
-            be.linear_backward_weight((x, 0), dy, rows, inputs, outputs, layout, dweight, dbias)?;
+            be.linear_backward_weight((x, 0), dy, rows, inputs, outputs, layout, dweight, dbias, work)?;
         }
         let mut dx = dx;
         if let Some(dx) = dx.as_deref_mut() {
@@ -197,11 +200,12 @@ impl<B: Backward> Model<B> {
         be.linear((x, 0), rows, &adapter.a, 0..rank, Epilogue::NONE, low, dense)?;
         be.scale(low, rows * rank, scale)?;
         let d_b = gradients.of(&adapter_parameter(&name, 'b'));
-        be.linear_backward_weight((low, 0), dy, rows, rank, outputs, Layout::OutIn, d_b, None)?;
+        let out_in = Layout::OutIn;
+        be.linear_backward_weight((low, 0), dy, rows, rank, outputs, out_in, d_b, None, work)?;
         be.linear_backward_input(dy, rows, &adapter.b, 0..outputs, false, (d_low, 0))?;
         be.scale(d_low, rows * rank, scale)?;
         let d_a = gradients.of(&adapter_parameter(&name, 'a'));
-        be.linear_backward_weight((x, 0), (d_low, dense), rows, inputs, rank, Layout::OutIn, d_a, None)?;
+        be.linear_backward_weight((x, 0), (d_low, dense), rows, inputs, rank, out_in, d_a, None, work)?;
         if let Some(dx) = dx {
             be.linear_backward_input((d_low, dense), rows, &adapter.a, 0..rank, true, (dx, 0))?;
         }

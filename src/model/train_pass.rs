@@ -7,7 +7,7 @@
 use super::forward::{QkvColumns, head_shape, norm};
 use super::train_arena::{Kept, TrainArena, TrainBatch};
 use super::{Adapters, Gradients, Linear, Mlp, Model, Qkv};
-use crate::backend::{Backend, Backward, Epilogue, Mask, Rows, TokenWeight};
+use crate::backend::{Backend, Backward, Epilogue, Mask, Rows, Segment, TokenWeight};
 use crate::error::{Error, Result};
 
 /// How a network learns.
@@ -30,12 +30,29 @@ impl<B: Backend> Default for Learning<'_, B> {
     }
 }
 
+/// What a pass looks like, whatever stands in its batch. Two passes of one shape ask a machine for the same operations.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PassShape {
+    pub tokens: usize,
+    /// Rows that go through the head: those that are scored, and rows that count nothing up to a round number.
+    pub rows: usize,
+    segments: Vec<Segment>,
+}
+
+/// Which keys a query sees in a pass.
+#[derive(Clone, Copy, Debug)]
+pub enum PassMask<'a> {
+    Given(Mask<'a>),
+    /// What [`TrainArena::draw_mask`] drew last.
+    Drawn,
+}
+
 impl<B: Backward> Model<B> {
     /// The negative log-likelihoods, in nats, of the batch's targets at its wanted rows. With `gradients` the gradient
     /// of `sum_r weights[r] token(nll[r])` by every parameter named there is added to them.
     ///
     /// # Errors
-    /// [`Error::Request`] for an id outside the vocabulary, [`Error::Shape`] when the batch does not fit the arena.
+    /// Those of [`stage_pass`](Self::stage_pass) and the backend.
     pub fn train_pass(
         &self,
         batch: &TrainBatch,
@@ -44,35 +61,106 @@ impl<B: Backward> Model<B> {
         learning: Learning<'_, B>,
         gradients: Option<&mut Gradients<B>>,
     ) -> Result<Vec<f32>> {
+        let shape = self.stage_pass(batch, arena, 1.0)?;
+        self.run_pass(&shape, arena, PassMask::Given(mask), learning, gradients)?;
+        self.pass_losses(arena, batch.batch.rows())
+    }
+
+    /// Takes a batch to the machine, with `factor` on its weights.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an id outside the vocabulary, [`Error::Shape`] when the batch does not fit the arena.
+    pub fn stage_pass(
+        &self,
+        batch: &TrainBatch,
+        arena: &mut TrainArena<B>,
+        factor: f64,
+    ) -> Result<PassShape> {
         arena.admit(batch)?;
         self.check_ids(&batch.batch)?;
         let vocab = self.config.vocab_size;
         if let Some(target) = batch.targets.iter().find(|&&t| t as usize >= vocab) {
             return Err(Error::Request(format!("target {target}: expected a token id below {vocab}")));
         }
-        let rows = batch.batch.rows();
-        if batch.batch.tokens() == 0 || rows == 0 {
-            return Ok(Vec::new());
+        let (be, tokens, scored) = (&self.backend, batch.batch.tokens(), batch.batch.rows());
+        let rows = if scored == 0 { 0 } else { be.round_rows(scored).clamp(scored, arena.size.rows) };
+        let shape = PassShape { tokens, rows, segments: batch.batch.segments.clone() };
+        if tokens == 0 || rows == 0 {
+            return Ok(shape);
         }
-        let be = &self.backend;
-        let mask = be.mask(mask)?;
-        let inputs = &mut arena.inputs;
+        let TrainArena { inputs, staged, scattered, targets, weights, .. } = arena;
         be.write_index(&mut inputs.ids, &batch.batch.ids)?;
         be.write_index(&mut inputs.positions, &batch.batch.positions)?;
         be.write_segments(&mut inputs.segments, &batch.batch.segments)?;
-        be.write_index(&mut inputs.wanted, &batch.batch.wanted)?;
-        be.write_index(&mut arena.targets, &batch.targets)?;
-        be.write_floats(&mut arena.weights, &batch.weights)?;
-        self.train_forward(batch.batch.tokens(), arena, &mask, learning)?;
-        match gradients {
-            Some(gradients) => {
-                self.train_head(rows, arena, learning, Some(gradients))?;
-                self.train_backward(batch.batch.tokens(), rows, arena, &mask, learning, gradients)?;
-            }
-            None => self.train_head(rows, arena, learning, None)?,
+        // A row that fills up reads row 0 and weighs nothing; its gradient, zeros, goes to no row.
+        staged.rows.clone_from(&batch.batch.wanted);
+        staged.rows.resize(rows, u32::MAX);
+        be.write_index(scattered, &staged.rows)?;
+        if let Some(fill) = staged.rows.get_mut(scored..) {
+            fill.fill(0);
         }
+        be.write_index(&mut inputs.wanted, &staged.rows)?;
+        staged.targets.clone_from(&batch.targets);
+        staged.targets.resize(rows, 0);
+        be.write_index(targets, &staged.targets)?;
+        staged.weights.clear();
+        staged.weights.extend(batch.weights.iter().map(|&w| (f64::from(w) * factor) as f32));
+        staged.weights.resize(rows, 0.0);
+        be.write_floats(weights, &staged.weights)?;
+        Ok(shape)
+    }
+
+    /// The operations of a pass over what was staged; with a mask that is full, causal or drawn nothing but operations, so
+    /// that they can be recorded.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn run_pass(
+        &self,
+        shape: &PassShape,
+        arena: &mut TrainArena<B>,
+        mask: PassMask<'_>,
+        learning: Learning<'_, B>,
+        gradients: Option<&mut Gradients<B>>,
+    ) -> Result<()> {
+        if shape.tokens == 0 || shape.rows == 0 {
+            return Ok(());
+        }
+        let given = match mask {
+            PassMask::Given(mask) => self.backend.mask(mask)?,
+            PassMask::Drawn => match arena.drawn.take() {
+                Some(drawn) => drawn,
+                None => return Err(Error::Shape { op: "train", what: "masks drawn", expected: 1, got: 0 }),
+            },
+        };
+        let done = self.operations(shape, arena, &given, learning, gradients);
+        if matches!(mask, PassMask::Drawn) {
+            arena.drawn = Some(given);
+        }
+        done
+    }
+
+    fn operations(
+        &self,
+        &PassShape { tokens, rows, .. }: &PassShape,
+        arena: &mut TrainArena<B>,
+        mask: &B::Mask,
+        learning: Learning<'_, B>,
+        gradients: Option<&mut Gradients<B>>,
+    ) -> Result<()> {
+        self.train_forward(tokens, arena, mask, learning)?;
+        let Some(gradients) = gradients else { return self.train_head(rows, arena, learning, None) };
+        self.train_head(rows, arena, learning, Some(gradients))?;
+        self.train_backward(tokens, rows, arena, mask, learning, gradients)
+    }
+
+    /// The negative log-likelihoods of the last pass, of its first `rows` rows; waits for it.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn pass_losses(&self, arena: &TrainArena<B>, rows: usize) -> Result<Vec<f32>> {
         let mut nll = vec![0.0; rows];
-        be.read_floats(&arena.nll, 0, &mut nll)?;
+        self.backend.read_floats(&arena.nll, 0, &mut nll)?;
         Ok(nll)
     }
 
@@ -229,10 +317,10 @@ impl<B: Backward> Model<B> {
         while first < rows {
             let count = arena.head_rows.min(rows - first);
             let hidden = (&arena.hidden, first * c);
-            let logits = Rows::dense(vocab);
+            let logits = Rows { at: 0, stride: arena.logits_stride };
             be.linear(hidden, count, weight, 0..vocab, Epilogue::NONE, &mut arena.logits, logits)?;
             be.cross_entropy_backward(
-                &mut arena.logits,
+                (&mut arena.logits, logits),
                 vocab,
                 first..first + count,
                 &arena.targets,
@@ -246,7 +334,8 @@ impl<B: Backward> Model<B> {
                 be.linear_backward_input(d_logits, count, weight, 0..vocab, false, d_hidden)?;
                 let dweight = gradients.of(name);
                 let layout = crate::backend::Layout::OutIn;
-                be.linear_backward_weight(hidden, d_logits, count, c, vocab, layout, dweight, None)?;
+                let work = &mut arena.work;
+                be.linear_backward_weight(hidden, d_logits, count, c, vocab, layout, dweight, None, work)?;
             }
             first += count;
         }

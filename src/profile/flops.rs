@@ -19,6 +19,19 @@ pub fn pass(config: &ModelConfig, lengths: &[usize], rows: usize) -> f64 {
     if config.layers == 0 { head } else { (layers - 1.0) * full + last + head }
 }
 
+/// Of a training step over sequences of `lengths`, `rows` of whose rows are scored: every block on every row, and twice as much
+/// on the way back; without the gradients of weights (adapters, whose own operations are left out) once as much.
+pub fn training(config: &ModelConfig, lengths: &[usize], rows: usize, weights: bool) -> f64 {
+    let tokens: usize = lengths.iter().sum();
+    let head = rows as f64 * 2.0 * config.width as f64 * config.vocab_size as f64;
+    let all = tokens as f64 * 2.0 * config.width as f64 * config.vocab_size as f64;
+    // Attention has two products on the way there and four on the way back, whatever is trained.
+    let squares: f64 = lengths.iter().map(|&l| (l as f64) * (l as f64)).sum();
+    let attention = config.layers as f64 * squares * 4.0 * config.query_width() as f64;
+    let linear = pass(config, lengths, tokens) - all - attention + head;
+    3.0 * attention + if weights { 3.0 } else { 2.0 } * linear
+}
+
 /// Of denoising `sequences` canvases of `length` of which `filled` positions each are filled, one row a position, in `nfe`
 /// forward passes each.
 pub fn generation(config: &ModelConfig, sequences: usize, length: usize, filled: usize, nfe: f64) -> f64 {

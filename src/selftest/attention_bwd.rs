@@ -159,7 +159,17 @@ impl<D: Device> Task<D> {
         let kept = Attended { q, k, v, out: &out, log_sum: &log_sum };
         let mut d_qkv = cpu.upload(&vec![f64::NAN; self.len()])?;
         let d_out = cpu.upload(&self.d_out.0)?;
-        cpu.attention_backward(kept, &d_out, shape, segments, &q_pos, &mask, &mut d_qkv, self.places)?;
+        cpu.attention_backward(
+            kept,
+            &d_out,
+            shape,
+            segments,
+            &q_pos,
+            &mask,
+            &mut d_qkv,
+            self.places,
+            &mut (),
+        )?;
         Ok(self.take(d_qkv.as_slice(), f64::is_nan).0)
     }
 

@@ -56,6 +56,7 @@ fn sums<D: Device>(
         Layout::OutIn,
         None,
         Some(&mut expected),
+        &mut (),
     )?;
     judge(rig, Dtype::F32, &out_device, expected.as_slice(), &out)
 }

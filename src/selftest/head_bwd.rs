@@ -93,7 +93,8 @@ fn gradient<D: Device>(
     let mut factors = cpu.alloc_floats(weights.len())?;
     cpu.write_floats(&mut factors, &weights.iter().map(|&w| w as f32).collect::<Vec<_>>())?;
     let mut losses = cpu.alloc_floats(weights.len())?;
-    Backward::cross_entropy_backward(cpu, &mut dense, vocab, range, &index, &factors, token, &mut losses)?;
+    let rows_of_cpu = (&mut dense, Rows::dense(vocab));
+    Backward::cross_entropy_backward(cpu, rows_of_cpu, vocab, range, &index, &factors, token, &mut losses)?;
 
     // Zeros behind each row.
     let padded = |row: &[f64]| [row, &vec![0.0; at.stride - vocab]].concat();

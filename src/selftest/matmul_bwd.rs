@@ -336,7 +336,7 @@ fn of_weight<D: Device>(rig: &Rig<'_, D>, p: Gradient) -> Result<Verdict> {
     let mut expected = cpu.upload(&old)?;
     let (x, dy) = (cpu.upload(&x)?, cpu.upload(&dy)?);
     let (x, dy) = ((&x, 0), (&dy, Rows::dense(outputs)));
-    cpu.linear_backward_weight(x, dy, rows, inputs, outputs, layout, Some(&mut expected), None)?;
+    cpu.linear_backward_weight(x, dy, rows, inputs, outputs, layout, Some(&mut expected), None, &mut ())?;
     judge(rig, Dtype::F32, &dweight, expected.as_slice(), &[])
 }
 

@@ -86,6 +86,7 @@ fn norm<D: Device>(
         dx_cpu,
         wanted.0.then_some(dweight_cpu),
         wanted.1.then_some(dbias_cpu),
+        &mut (),
     )?;
     let naive = naive(dtype, kind, [&x, &weight, &dy, &dx], width);
     let [dx_cpu, dweight_cpu, dbias_cpu] = &expected;

@@ -51,7 +51,13 @@ pub fn write<B: Optimise + Backward>(
         Ok(OptimizerNumbers { moments, master: masters.remove(name) })
     })?;
     let cursor = serde_json::to_value(&learner.cursor).map_err(Error::request)?;
-    let losses = BTreeMap::from([("skipped_in_row".to_owned(), learner.skipped_in_row as f64)]);
+    let [factor, good] = learner.loss_scale.saved();
+    let losses = [
+        ("skipped_in_row", learner.skipped_in_row as f64),
+        ("loss_scale", factor),
+        ("loss_scale_steps", good),
+    ];
+    let losses = losses.map(|(name, x)| (name.to_owned(), x)).into();
     let Learner { step, updates, skipped, recipe, .. } = &*learner;
     let (step, updates, skipped, seed) = (*step, *updates, *skipped, recipe.seed);
     TrainerState { step, updates, skipped, seed, cursor, losses }.write(folder)
@@ -99,7 +105,9 @@ pub fn restore<B: Optimise + Backward>(folder: &Path, learner: &mut Learner<B>) 
     learner.step = state.step;
     learner.updates = state.updates;
     learner.skipped = state.skipped;
-    learner.skipped_in_row = state.losses.get("skipped_in_row").map_or(0, |&n| n as u64);
+    let number = |name: &str| state.losses.get(name).copied().unwrap_or(0.0);
+    learner.skipped_in_row = number("skipped_in_row") as u64;
+    learner.loss_scale.restore([number("loss_scale"), number("loss_scale_steps")]);
     learner.cursor = cursor;
     Ok(())
 }

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use super::ahead::Batches;
 use super::batch::{Objective, Prepared};
-use super::data::{Cursor, Example, Examples};
+use super::data::{Cursor, Examples};
+use super::loss_scale::LossScale;
 use super::lr::Schedule;
+use super::memory::Fit;
+use super::recorded::{MaskKind, Part, Recorded};
+use crate::anneal;
 use crate::backend::{AdamW, Backward, Mask, MomentFormat, Optimise, TokenWeight, Trainable};
-use crate::diffusion::anneal;
 use crate::diffusion::loss::Loss;
 use crate::error::{Error, Result};
-use crate::model::{Adapters, Gradients, Learning, Model, TrainArena, TrainSize};
+use crate::model::{Adapters, Gradients, Learning, Model, PassMask, TrainArena, TrainSize};
 use crate::rng::Rng;
 
 /// Which keys a query sees in training.
@@ -72,16 +76,21 @@ pub struct StepReport {
     pub tokens: usize,
     /// Loss or gradient was not finite, and the weights were left as they are.
     pub skipped: bool,
+    /// Factor on the losses of the next step ([`LossScale`]); 1 but for f16.
+    pub loss_scale: f64,
 }
 
-/// Weights, gradients and moments.
+/// Weights, gradients and moments. Machines record operations on these buffers, so none of them is ever exchanged for
+/// another.
 pub struct Learner<B: Optimise + Backward> {
-    pub model: Model<B>,
-    pub adapters: Option<Adapters<B>>,
+    pub(super) model: Model<B>,
+    pub(super) adapters: Option<Adapters<B>>,
     pub recipe: Recipe,
     pub(super) states: BTreeMap<String, B::State>,
     gradients: Gradients<B>,
     arena: TrainArena<B>,
+    control: B::Control,
+    recorded: Recorded<B>,
     /// Matrices are stored in bf16, beside a master copy.
     pub(super) narrow: bool,
     /// Steps tried, skipped ones included: what schedules and annealing count.
@@ -89,17 +98,22 @@ pub struct Learner<B: Optimise + Backward> {
     /// Steps that changed the weights: what AdamW's bias correction counts.
     pub updates: u64,
     pub skipped: u64,
+    /// Steps skipped in a row, without those that a smaller loss scale may mend.
     pub skipped_in_row: u64,
+    pub loss_scale: LossScale,
     pub cursor: Cursor,
-    prepared: Prepared,
+    /// Made while the last step went on.
+    next: Option<Batches>,
+    /// Memory for other batches.
+    spare: Vec<Prepared>,
 }
 
 impl<B: Optimise + Backward> Learner<B> {
     /// Prepares to train `model`, and the adapters.
     ///
     /// # Errors
-    /// [`Error::Memory`] when gradients, moments or activations do not fit; [`Error::Request`] for a length beyond the
-    /// model's positions.
+    /// [`Error::Memory`] when gradients, moments or activations do not fit, with what would; [`Error::Request`] for a
+    /// length beyond the model's positions.
     pub fn new(
         mut model: Model<B>,
         mut adapters: Option<Adapters<B>>,
@@ -107,8 +121,8 @@ impl<B: Optimise + Backward> Learner<B> {
         recipe: Recipe,
         cursor: Cursor,
     ) -> Result<Self> {
-        let Shape { trained, narrow, length, checkpoint } = shape;
         let backend = model.backend().clone();
+        let (length, checkpoint) = (shape.length, shape.checkpoint);
         let tokens =
             recipe.batch.checked_mul(length).filter(|&n| u32::try_from(n).is_ok()).ok_or_else(|| {
                 Error::request(format!(
@@ -118,15 +132,31 @@ impl<B: Optimise + Backward> Learner<B> {
             })?;
         let rank = adapters.as_ref().map_or(0, |a| a.rank);
         let size = TrainSize { tokens, rows: tokens, length, checkpoint, rank };
-        let arena = TrainArena::new(&backend, model.config(), size)?;
-        let mut named = trained;
+        let mut named = shape.trained.clone();
         named.extend(adapters.iter().flat_map(Adapters::named));
-        let gradients = Gradients::new(&backend, named.iter().cloned())?;
+        let config = model.config().clone();
+        let lens: Vec<usize> = named.iter().map(|(_, len)| *len).collect();
+        let numbers = lens.iter().sum();
+        let masters = if shape.narrow || backend.number_bytes()[0] < 4 { numbers } else { 0 };
+        let fit = Fit {
+            backend: &backend,
+            config: &config,
+            recipe: &recipe,
+            shape: &shape,
+            rank,
+            numbers: [numbers, masters],
+        };
+        fit.check()?;
+        let free = backend.free_memory();
+        let explain = |error| fit.explain(error, free);
+        let arena = TrainArena::new(&backend, &config, size).map_err(explain)?;
+        let gradients = Gradients::new(&backend, named.iter().cloned()).map_err(explain)?;
+        let control = backend.control(&lens).map_err(explain)?;
         let mut states = BTreeMap::new();
         let wanted: std::collections::BTreeSet<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
         for (name, parameter) in every(&mut model, adapters.as_mut())? {
             if wanted.contains(name.as_str()) {
-                states.insert(name, backend.state(parameter, recipe.moments)?);
+                states.insert(name, backend.state(parameter, recipe.moments).map_err(explain)?);
             }
         }
         if let Some((name, _)) = named.iter().find(|(name, _)| !states.contains_key(name)) {
@@ -139,39 +169,89 @@ impl<B: Optimise + Backward> Learner<B> {
             states,
             gradients,
             arena,
-            narrow,
+            control,
+            recorded: Recorded::default(),
+            narrow: shape.narrow,
             step: 0,
             updates: 0,
             skipped: 0,
             skipped_in_row: 0,
+            loss_scale: LossScale::new(backend.scales_losses()),
             cursor,
-            prepared: Prepared::default(),
+            next: None,
+            spare: Vec::new(),
         })
     }
 
-    /// Gradients of the last step, before clipping.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
+    pub fn adapters(&self) -> Option<&Adapters<B>> {
+        self.adapters.as_ref()
+    }
+
+    /// Gradients of the last step, before clipping, and with the loss scale still on them.
     pub fn gradients(&self) -> &Gradients<B> {
         &self.gradients
     }
 
-    /// One optimiser step on the next examples of `data`.
+    /// The numbers of all parameters that are trained, of their master copies where they have one.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn parameters(&mut self) -> Result<Vec<(String, Vec<f32>)>> {
+        let backend = self.model.backend().clone();
+        let Self { model, adapters, states, .. } = self;
+        let mut all = Vec::new();
+        for (name, parameter) in every(model, adapters.as_mut())? {
+            let Some(state) = states.get(&name) else { continue };
+            let numbers = backend.read_parameter(parameter, Some(state))?;
+            all.push((name, numbers));
+        }
+        Ok(all)
+    }
+
+    /// Replaces the numbers of parameters, those of their master copies included: what a machine rounded when it took the
+    /// weights in is then exact where it is changed.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn write_parameters(&mut self, mut numbers: impl FnMut(&str) -> Option<Vec<f32>>) -> Result<()> {
+        let backend = self.model.backend().clone();
+        let Self { model, adapters, states, .. } = self;
+        for (name, parameter) in every(model, adapters.as_mut())? {
+            let Some(state) = states.get_mut(&name) else { continue };
+            if let Some(numbers) = numbers(&name) {
+                backend.write_parameter(parameter, Some(state), &numbers)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One optimiser step on the next examples of `data`. The batches of the step after it are made meanwhile.
     ///
     /// # Errors
     /// Those of the data and the backend. A loss or gradient that is not finite is no error: the step is skipped.
     pub fn step(&mut self, data: &dyn Examples) -> Result<StepReport> {
         let recipe = self.recipe;
-        let rng = Rng::new(recipe.seed);
-        let mut cursor = self.cursor.clone();
-        let report = self.step_with(|_, prepared| {
-            for _ in 0..recipe.batch {
-                let number = cursor.examples;
-                let example = data.next(&mut cursor)?;
-                prepared.add(&example, number, recipe.objective, &rng, recipe.documents)?;
-            }
-            Ok(())
-        })?;
+        let batches = match self.next.take() {
+            Some(batches) if batches.from == self.cursor => batches,
+            _ => Batches::new(data, &self.cursor, &recipe, std::mem::take(&mut self.spare))?,
+        };
+        let spare = std::mem::take(&mut self.spare);
+        let (report, next) = std::thread::scope(|scope| {
+            let to = &batches.to;
+            let next = scope.spawn(move || Batches::new(data, to, &recipe, spare));
+            let report = self.step_on(&batches.parts);
+            (report, next.join())
+        });
+        // What is wrong with the examples to come is said when it is their turn.
+        self.next = next.ok().and_then(Result::ok);
+        let report = report?;
         // Only now: a step that fails, or is broken off, has not happened.
-        self.cursor = cursor;
+        self.cursor = batches.to;
+        self.spare = batches.parts;
         Ok(report)
     }
 
@@ -184,129 +264,112 @@ impl<B: Optimise + Backward> Learner<B> {
         mut fill: impl FnMut(usize, &mut Prepared) -> Result<()>,
     ) -> Result<StepReport> {
         let recipe = self.recipe;
+        let mut parts = std::mem::take(&mut self.spare);
+        parts.resize_with(recipe.accumulate.max(1), Prepared::default);
+        for (part, prepared) in parts.iter_mut().enumerate() {
+            prepared.clear();
+            fill(part, prepared)?;
+            prepared.weigh(recipe.objective, recipe.accumulate);
+        }
+        let report = self.step_on(&parts);
+        self.spare = parts;
+        report
+    }
+
+    fn step_on(&mut self, parts: &[Prepared]) -> Result<StepReport> {
+        let recipe = self.recipe;
         let backend = self.model.backend().clone();
-        let rng = Rng::new(recipe.seed);
-        self.gradients.clear(&backend)?;
-        let mut report = StepReport { step: self.step + 1, ..StepReport::default() };
-        for part in 0..recipe.accumulate.max(1) {
-            self.prepared.clear();
-            fill(part, &mut self.prepared)?;
-            report.tokens += self.prepared.batch.batch.tokens();
-            self.prepared.weigh(recipe.objective, recipe.accumulate);
-            let pass = self.step * recipe.accumulate.max(1) as u64 + part as u64;
-            let nll = self.pass(pass, true)?;
-            self.prepared.score(&nll, &mut report.loss);
+        let lr = recipe.schedule.at(self.step);
+        let Recipe { betas, eps, decay, clip, .. } = recipe;
+        let (unscale, rng) = (1.0 / self.loss_scale.factor(), Rng::new(recipe.seed));
+        let step = AdamW { lr, betas, eps, decay, clip, unscale, step: self.updates + 1, rng };
+        backend.prepare(&mut self.control, step)?;
+        let mut report = StepReport { step: self.step + 1, lr, ..StepReport::default() };
+        let Self { gradients, recorded, .. } = self;
+        // SAFETY: the gradients are this learner's, and are never exchanged for others.
+        unsafe { recorded.run(&backend, Part::Clear, || gradients.clear(&backend)) }?;
+        for (part, prepared) in parts.iter().enumerate() {
+            report.tokens += prepared.batch.batch.tokens();
+            let pass = self.step * parts.len() as u64 + part as u64;
+            let nll = self.pass(prepared, pass, true)?;
+            prepared.score(&nll, &mut report.loss);
         }
-        report.lr = recipe.schedule.at(self.step);
-        let lens: Vec<usize> = self.gradients.iter().map(|(_, len, _)| len).collect();
-        let mut control = backend.control(&lens)?;
-        let settings = AdamW {
-            lr: report.lr,
-            betas: recipe.betas,
-            eps: recipe.eps,
-            decay: recipe.decay,
-            clip: recipe.clip,
-            unscale: 1.0,
-            step: self.updates + 1,
-            rng,
-        };
-        backend.prepare(&mut control, settings)?;
-        for (number, (_, _, gradient)) in self.gradients.iter().enumerate() {
-            backend.measure(&mut control, number, gradient)?;
-        }
-        backend.settle(&mut control)?;
-        let outcome = backend.outcome(&control)?;
+        self.update()?;
+        let outcome = backend.outcome(&self.control)?;
         report.gradient = outcome.gradient;
-        report.skipped = outcome.skipped || !report.loss.unweighted().is_finite();
+        report.skipped = outcome.skipped;
         self.step += 1;
+        let overflow = self.loss_scale.after(report.skipped);
+        report.loss_scale = self.loss_scale.factor();
         if report.skipped {
             self.skipped += 1;
-            self.skipped_in_row += 1;
-            return Ok(report);
-        }
-        self.skipped_in_row = 0;
-        self.updates += 1;
-        let Self { model, adapters, states, gradients, .. } = self;
-        for (number, (name, parameter)) in every(model, adapters.as_mut())?.into_iter().enumerate() {
-            let (Some(state), Some(gradient)) = (states.get_mut(&name), gradients.get(&name)) else {
-                continue;
-            };
-            let decays = matches!(parameter, Trainable::Matrix(_));
-            backend.step(parameter, gradient, state, &control, number as u32, decays)?;
+            self.skipped_in_row += u64::from(!overflow);
+        } else {
+            self.skipped_in_row = 0;
+            self.updates += 1;
         }
         Ok(report)
     }
 
-    /// The losses of given examples under the weights as they are, at fixed times and with fixed hidden tokens: example i
-    /// of `n` at the time `(i + 1/2) / n` of the range, so that the times are spread evenly.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn evaluate(
-        &mut self,
-        examples: &[Example],
-        draws: usize,
-        mut each: impl FnMut() -> Result<()>,
-    ) -> Result<Vec<Loss>> {
-        let objective = self.recipe.objective;
-        // Not the run's seed: runs are compared on the same masks.
-        let rng = Rng::new(0x1ac0_4a11);
-        let mut losses = Vec::new();
-        // Without times and masks every draw is the same.
-        let draws = if objective == Objective::Autoregressive { 1 } else { draws };
-        let jobs: Vec<(usize, &Example)> = (0..draws.max(1)).flat_map(|_| examples).enumerate().collect();
-        let total = jobs.len();
-        for group in jobs.chunks(self.recipe.batch.max(1)) {
-            each()?;
-            self.prepared.clear();
-            for &(number, example) in group {
-                match objective {
-                    Objective::Autoregressive => {
-                        self.prepared.add(example, number as u64, objective, &rng, self.recipe.documents)?;
-                    }
-                    Objective::Diffusion { mask_id, .. } => {
-                        // A stride that shares no factor with the number visits every stratum once.
-                        let stratum = stratum(number, total);
-                        let t = crate::diffusion::schedule::time((stratum as f32 + 0.5) / total as f32);
-                        let corrupted = crate::diffusion::corrupt::corrupt_with(
-                            &rng,
-                            number as u32,
-                            0,
-                            &example.ids,
-                            &example.fixed,
-                            t,
-                            mask_id,
-                        )?;
-                        self.prepared.add_corrupted(example, &corrupted, t, objective, self.recipe.documents);
-                    }
-                }
+    /// Length of the gradients, clipping, and a step of every parameter, unless a number is not finite.
+    fn update(&mut self) -> Result<()> {
+        let backend = self.model.backend().clone();
+        let Self { model, adapters, states, gradients, control, recorded, .. } = self;
+        let work = || {
+            for (number, (_, _, gradient)) in gradients.iter().enumerate() {
+                backend.measure(control, number, gradient)?;
             }
-            self.prepared.weigh(objective, 1);
-            let nll = self.pass(u64::MAX, false)?;
-            losses.extend(self.prepared.losses(&nll));
-        }
-        Ok(losses)
+            backend.settle(control)?;
+            for (number, (name, parameter)) in every(model, adapters.as_mut())?.into_iter().enumerate() {
+                let (Some(state), Some(gradient)) = (states.get_mut(&name), gradients.get(&name)) else {
+                    continue;
+                };
+                // Norms and biases do not decay.
+                let decays = matches!(parameter, Trainable::Matrix(_));
+                backend.step(parameter, gradient, state, control, number as u32, decays)?;
+            }
+            Ok(())
+        };
+        // SAFETY: gradients, parameters, their states and the control words are this learner's, and are never exchanged
+        // for others.
+        unsafe { recorded.run(&backend, Part::Update, work) }
     }
 
     /// A pass over what is prepared; evaluation is done with full (or causal) attention.
-    fn pass(&mut self, number: u64, learn: bool) -> Result<Vec<f32>> {
+    pub(super) fn pass(&mut self, prepared: &Prepared, number: u64, learn: bool) -> Result<Vec<f32>> {
         let recipe = self.recipe;
-        let length = self.arena.size().length;
-        let words;
-        let mask = match recipe.attention {
-            Attention::Causal => Mask::Causal,
-            Attention::Annealed { steps } if learn && anneal::ratio(self.step, steps) < 1.0 => {
-                let ratio = anneal::ratio(self.step, steps);
-                words = anneal::annealed_words(&Rng::new(recipe.seed), number as u32, length, ratio);
-                Mask::Annealed { words: &words, stride: anneal::stride(length) }
-            }
-            Attention::Annealed { .. } | Attention::Full => Mask::Full,
+        let ratio = match recipe.attention {
+            Attention::Annealed { steps } if learn => anneal::ratio(self.step, steps),
+            _ => 1.0,
         };
-        let learning = Learning { adapters: self.adapters.as_ref(), token: recipe.token };
-        let gradients = if learn { Some(&mut self.gradients) } else { None };
-        let Self { model, arena, prepared, .. } = self;
+        let (kind, mask) = match recipe.attention {
+            Attention::Causal => (MaskKind::Causal, PassMask::Given(Mask::Causal)),
+            Attention::Annealed { .. } if ratio < 1.0 => (MaskKind::Drawn, PassMask::Drawn),
+            Attention::Annealed { .. } | Attention::Full => (MaskKind::Full, PassMask::Given(Mask::Full)),
+        };
+        let factor = if learn { self.loss_scale.factor() } else { 1.0 };
+        let Self { model, adapters, arena, gradients, control, recorded, .. } = self;
+        let learning = Learning { adapters: adapters.as_ref(), token: recipe.token };
         let backend = model.backend().clone();
-        backend.run(|| model.train_pass(&prepared.batch, arena, mask, learning, gradients))
+        backend.run(|| {
+            let shape = model.stage_pass(&prepared.batch, arena, factor)?;
+            if kind == MaskKind::Drawn {
+                arena.draw_mask(&backend, recipe.seed, number as u32, ratio)?;
+            }
+            let part = Part::Pass { shape: shape.clone(), mask: kind, learn };
+            let work = || {
+                let gradients = if learn { Some(&mut *gradients) } else { None };
+                model.run_pass(&shape, arena, mask, learning, gradients)
+            };
+            // SAFETY: weights, adapters, gradients and the arena are this learner's, and are never exchanged for others; a
+            // mask that was drawn lies in the arena, and the other kinds have no memory.
+            unsafe { recorded.run(&backend, part, work) }?;
+            let rows = prepared.batch.batch.rows();
+            if learn {
+                backend.watch(control, arena.losses(), rows)?;
+            }
+            model.pass_losses(arena, rows)
+        })
     }
 
     /// Where the first number that is not finite is, in the order of a forward pass: a weight, or a gradient.
@@ -339,21 +402,6 @@ impl<B: Optimise + Backward> Learner<B> {
     }
 }
 
-/// The stratum of job `number` of `total`: a permutation that spreads neighbours.
-fn stratum(number: usize, total: usize) -> usize {
-    let mut stride = (total as f64 * 0.618).round().max(1.0) as usize;
-    let gcd = |mut a: usize, mut b: usize| {
-        while b > 0 {
-            (a, b) = (b, a % b);
-        }
-        a
-    };
-    while gcd(stride, total) != 1 {
-        stride += 1;
-    }
-    (number as u128 * stride as u128 % total as u128) as usize
-}
-
 /// Every parameter and every half of an adapter, by name, to be changed.
 ///
 /// # Errors
@@ -367,27 +415,4 @@ pub(super) fn every<'a, B: Optimise>(
         all.extend(adapters.each_mut());
     }
     Ok(all)
-}
-
-/// NELBO a token with its standard error over sequences, and the mean unweighted loss.
-pub fn summary(losses: &[Loss]) -> (f64, f64, f64) {
-    let mut all = Loss::default();
-    for loss in losses {
-        all.merge(loss);
-    }
-    (all.nelbo(), all.standard_error(losses), all.unweighted())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strata_are_visited_once_each() {
-        for total in 1..200 {
-            let mut seen: Vec<usize> = (0..total).map(|i| stratum(i, total)).collect();
-            seen.sort_unstable();
-            assert_eq!(seen, (0..total).collect::<Vec<_>>());
-        }
-    }
 }

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::data::{Example, Examples};
-use super::learner::{Learner, StepReport, summary};
+use super::evaluate::summary;
+use super::learner::{Learner, StepReport};
 use super::metrics::Validation;
 use crate::backend::{Backward, Optimise};
 use crate::error::{Error, Result};

@@ -3,11 +3,31 @@
 use std::ops::Range;
 
 use super::{Buffer, Cpu, CpuElement, Matrix, OwnedMask};
-use crate::backend::{Attended, Backward, HeadShape, Layout, Rows, Segment, TokenWeight};
+use crate::anneal;
+use crate::backend::{
+    AnnealedDraw, Attended, Backward, HeadShape, Layout, Rows, Segment, TokenWeight, WorkSize,
+};
 use crate::config::{Activation, NormKind};
 use crate::error::Result;
+use crate::rng::Rng;
 
 impl<E: CpuElement> Backward for Cpu<E> {
+    type Workspace = ();
+
+    fn workspace(&self, _: WorkSize) -> Result<()> {
+        Ok(())
+    }
+
+    fn annealed_mask(&self, _: usize) -> Result<OwnedMask> {
+        Ok(OwnedMask::Causal)
+    }
+
+    fn draw_annealed(&self, mask: &mut OwnedMask, draw: AnnealedDraw) -> Result<()> {
+        let words = anneal::annealed_words(&Rng::new(draw.seed), draw.pass, draw.length, draw.ratio);
+        *mask = OwnedMask::Annealed { words, stride: anneal::stride(draw.length) };
+        Ok(())
+    }
+
     fn zero(&self, x: &mut Buffer<E>, len: usize) -> Result<()> {
         self.zero_impl(x, len)
     }
@@ -42,6 +62,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         layout: Layout,
         dweight: Option<&mut Buffer<E>>,
         dbias: Option<&mut Buffer<E>>,
+        _: &mut (),
     ) -> Result<()> {
         self.linear_backward_weight_impl(x, dy, rows, inputs, outputs, layout, dweight, dbias)
     }
@@ -58,6 +79,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         dx: &mut Buffer<E>,
         dweight: Option<&mut Buffer<E>>,
         dbias: Option<&mut Buffer<E>>,
+        _: &mut (),
     ) -> Result<()> {
         self.norm_backward_impl(kind, x, weight, dy, eps, rows, width, dx, dweight, dbias)
     }
@@ -125,6 +147,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         mask: &OwnedMask,
         d_qkv: &mut Buffer<E>,
         places: [Rows; 3],
+        _: &mut (),
     ) -> Result<()> {
         self.attention_backward_impl(kept, d_out, shape, segments, q_pos, mask.into(), d_qkv, places)
     }
@@ -142,7 +165,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
 
     fn cross_entropy_backward(
         &self,
-        logits: &mut Buffer<E>,
+        logits: (&mut Buffer<E>, Rows),
         vocab: usize,
         rows: Range<usize>,
         targets: &Buffer<u32>,

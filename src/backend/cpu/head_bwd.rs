@@ -12,7 +12,7 @@ use super::check;
 use super::head::LogSum;
 use super::simd::{CpuElement, Kernel, Simd};
 use super::{Buffer, Cpu};
-use crate::backend::TokenWeight;
+use crate::backend::{Rows, TokenWeight};
 use crate::element::Element;
 use crate::error::{Error, Result};
 
@@ -20,7 +20,7 @@ impl<E: CpuElement> Cpu<E> {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn cross_entropy_backward_impl(
         &self,
-        logits: &mut Buffer<E>,
+        (logits, at): (&mut Buffer<E>, Rows),
         vocab: usize,
         rows: Range<usize>,
         targets: &Buffer<u32>,
@@ -34,7 +34,12 @@ impl<E: CpuElement> Cpu<E> {
             return Err(Error::Shape { op: OP, what: "end of the rows", expected, got });
         }
         let count = rows.len();
-        check::at_least(OP, "logits", check::product(OP, "logits", count, vocab)?, logits.len())?;
+        let Rows { at, stride } = at;
+        if stride < vocab {
+            return Err(Error::Shape { op: OP, what: "stride of the logits", expected: vocab, got: stride });
+        }
+        let end = check::product(OP, "logits", count, stride)?.saturating_add(at);
+        check::at_least(OP, "logits", end, logits.len())?;
         check::at_least(OP, "weights", rows.end, weights.len())?;
         check::at_least(OP, "nll", rows.end, nll.len())?;
         let targets = check::indices(OP, "target", targets.as_slice(), rows.end, vocab)?;
@@ -44,14 +49,16 @@ impl<E: CpuElement> Cpu<E> {
         self.for_row_blocks(count, vocab, |first, end| {
             for r in first..end {
                 // SAFETY: row r is this task's alone, and exists; so does number r.
-                let (row, loss) = unsafe { (shared.part(r * vocab, vocab), losses.part(r, 1)) };
+                let (row, loss) = unsafe { (shared.part(at + r * stride, stride), losses.part(r, 1)) };
+                let (row, between) = row.split_at_mut(vocab);
+                between.fill(E::from_f64(0.0));
                 let target = targets[r] as usize;
-                let (max, sum) = self.dispatch(LogSum { row });
+                let (max, sum) = self.dispatch(LogSum { row: &*row });
                 let u = sum.to_f64().ln() + (max.to_f64() - row[target].to_f64());
                 loss.fill(u as f32);
                 let factor = f64::from(weights[r]) * token.slope(u);
                 let share = E::from_f64(factor / sum.to_f64());
-                self.dispatch(Exponentials { row, max, share });
+                self.dispatch(Exponentials { row: &mut *row, max, share });
                 row[target] = row[target] - E::from_f64(factor);
             }
         });

@@ -6,7 +6,6 @@ mod recipe;
 mod setup;
 mod show;
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
@@ -15,7 +14,7 @@ use toml::Table;
 use self::flags::{AnnealArgs, ArArgs, CommonArgs, DiffusionArgs, SftArgs};
 use self::options::{Command, defaults, differences, typed};
 use super::Context;
-use super::args::{DeviceArgs, GemmName};
+use super::args::DeviceArgs;
 use super::terminal::note;
 use crate::error::{Error, Result};
 use crate::train::files::RunFolder;
@@ -35,13 +34,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "What")]
     config: Option<PathBuf>,
 
-    /// Where to compute: cpu (gradients have no kernels for cards yet)
-    #[arg(long, value_name = "NAME", default_value = "cpu", help_heading = "Machine", env = "LACUNA_DEVICE")]
-    device: String,
-
-    /// Threads to compute with [default: one a core]. The result does not depend on it
-    #[arg(long, value_name = "N", help_heading = "Machine")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Nothing on standard error but errors
     #[arg(long, short, help_heading = "Output")]
@@ -50,18 +44,6 @@ pub struct RunArgs {
     /// One JSON object about the finished run on standard output, errors too
     #[arg(long, help_heading = "Output")]
     json: bool,
-}
-
-impl RunArgs {
-    fn device(&self) -> DeviceArgs {
-        DeviceArgs {
-            device: self.device.clone(),
-            dtype: None,
-            gemm: GemmName::default(),
-            verbose: false,
-            threads: self.threads,
-        }
-    }
 }
 
 const ADAPT: &str = "\

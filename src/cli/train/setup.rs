@@ -1,5 +1,6 @@
 //! From options to a learner with its data, new or as a checkpoint left it, and the run itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use toml::Table;
@@ -8,13 +9,14 @@ use super::options::{Command, Options, options};
 use super::recipe::{Lora, Plan, complete, plan};
 use super::show::Show;
 use super::{RunArgs, tell};
-use crate::backend::cpu::Cpu;
-use crate::cli::{Context, device, terminal};
+use crate::backend::{Backend, Backward, Optimise};
+use crate::cli::device::{self, Training};
+use crate::cli::{Context, terminal};
 use crate::config::ModelConfig;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::{ModelFiles, SpecialId};
-use crate::model::{Adapters, Model, add_mask_token, parameters_of};
+use crate::model::{Adapters, Model, add_mask_token, layout, parameters_of};
 use crate::train::export::Export;
 use crate::train::files::RunFolder;
 use crate::train::learner::{Learner, Shape};
@@ -22,13 +24,30 @@ use crate::train::trainer::{End, train};
 use crate::train::{Example, Examples, LongRule, Packed, PadRule, SftData, SftIds, SftOptions, checkpoint};
 
 /// Everything that a run needs.
-struct Ready {
-    learner: Learner<Cpu<f32>>,
+struct Ready<B: Optimise + Backward> {
+    learner: Learner<B>,
     data: Box<dyn Examples>,
     validation: Vec<Example>,
     plan: Plan,
     export: Export,
     base: String,
+}
+
+/// A run on its way to a machine.
+struct Run<'a> {
+    args: &'a RunArgs,
+    options: Options,
+    files: ModelFiles,
+    from: From,
+    context: &'a Context,
+}
+
+/// How a run begins.
+enum From {
+    /// With this configuration to be written.
+    Start(String),
+    /// Behind the checkpoint of a step.
+    Checkpoint(RunFolder, u64, PathBuf),
 }
 
 /// Starts a run.
@@ -39,21 +58,16 @@ pub fn start(args: &RunArgs, mut table: Table, context: &Context) -> Result<()> 
     let origin = "options";
     RunFolder::check_new(&args.output)?;
     let first = options(&table, origin)?;
+    device::check(&args.device)?;
     let mut files = source(&first)?;
     complete(&mut table, &first, &files)?;
     let settled = options(&table, origin)?;
     if settled.add_mask_token {
         add_mask_token(&mut files)?;
     }
-    let ready = ready(args, &settled, files, false, context)?;
-    let folder = RunFolder::create(&args.output)?;
     let text = toml::to_string(&table).map_err(|e| Error::request(format!("the options: {e}")))?;
-    folder.write_config(&format!(
-        "# lacuna {} {}\n{text}",
-        env!("CARGO_PKG_VERSION"),
-        first.command.name()
-    ))?;
-    drive(args, ready, &folder, None, context)
+    let config = format!("# lacuna {} {}\n{text}", env!("CARGO_PKG_VERSION"), first.command.name());
+    device::train(&args.device, Run { args, options: settled, files, from: From::Start(config), context })
 }
 
 /// Goes on with a run.
@@ -77,18 +91,39 @@ pub fn resume(args: &RunArgs, folder: RunFolder, table: Table, context: &Context
     } else {
         ModelFiles::open(&path)?
     };
-    let mut ready = ready(args, &settled, files, true, context)?;
-    checkpoint::restore(&path, &mut ready.learner)?;
-    if ready.learner.step != step {
-        return Err(Error::Config {
-            path: path.join("trainer.json"),
-            field: "step".into(),
-            expected: format!("{step}, as the folder's name says"),
-            got: ready.learner.step.to_string(),
-        });
+    let from = From::Checkpoint(folder, step, path);
+    device::train(&args.device, Run { args, options: settled, files, from, context })
+}
+
+impl Training for Run<'_> {
+    fn run<B: Optimise + Backward + Backend<Elem = f32>>(self, backend: B, device: &str) -> Result<()> {
+        let Run { args, options, files, from, context } = self;
+        if args.device.verbose {
+            tell(args, &format!("computing on {device}"));
+        }
+        let resumed = matches!(from, From::Checkpoint(..));
+        let mut ready = ready(args, &options, files, resumed, backend, context)?;
+        match from {
+            From::Start(config) => {
+                let folder = RunFolder::create(&args.output)?;
+                folder.write_config(&config)?;
+                drive(args, ready, &folder, None, context)
+            }
+            From::Checkpoint(folder, step, path) => {
+                checkpoint::restore(&path, &mut ready.learner)?;
+                if ready.learner.step != step {
+                    return Err(Error::Config {
+                        path: path.join("trainer.json"),
+                        field: "step".into(),
+                        expected: format!("{step}, as the folder's name says"),
+                        got: ready.learner.step.to_string(),
+                    });
+                }
+                tell(args, &format!("going on behind step {step} of {}", ready.plan.pace.steps));
+                drive(args, ready, &folder, Some(step), context)
+            }
+        }
     }
-    tell(args, &format!("going on behind step {step} of {}", ready.plan.pace.steps));
-    drive(args, ready, &folder, Some(step), context)
 }
 
 /// The model's files that a run starts from.
@@ -101,14 +136,14 @@ fn scratch(options: &Options) -> bool {
     options.command == Command::Pretrain || options.from_scratch
 }
 
-fn ready(
+fn ready<B: Optimise + Backward>(
     args: &RunArgs,
     options: &Options,
     mut files: ModelFiles,
     resumed: bool,
+    backend: B,
     context: &Context,
-) -> Result<Ready> {
-    let backend = device::training(&args.device())?;
+) -> Result<Ready<B>> {
     if let Some(id) = options.mask_id {
         let vocab = files.config.vocab_size;
         if id as usize >= vocab {
@@ -137,19 +172,29 @@ fn ready(
         length: plan.length,
         checkpoint: plan.recompute,
     };
+    // Norms and biases as they stand in the file: a machine may have taken them in rounded. A run from scratch has none.
+    let mut exact = if scratch(options) && !resumed { BTreeMap::new() } else { vectors(&files)? };
     // The file map goes before the gradients come.
     drop(files);
-    let learner = Learner::new(model, adapters, shape, plan.recipe, data.start())?;
+    let mut learner = Learner::new(model, adapters, shape, plan.recipe, data.start())?;
+    learner.write_parameters(|name| exact.remove(name))?;
     Ok(Ready { learner, data, validation, plan, export, base })
 }
 
-fn model(
+/// The parameters of one dimension, in f32.
+fn vectors(files: &ModelFiles) -> Result<BTreeMap<String, Vec<f32>>> {
+    let entries = layout(&files.config, &files.checkpoint)?.entries;
+    let vectors = entries.iter().filter(|e| e.shape.len() == 1);
+    vectors.map(|e| Ok((e.parameter.clone(), files.checkpoint.require(&e.tensor)?.to_vec()))).collect()
+}
+
+fn model<B: Optimise>(
     options: &Options,
     files: &ModelFiles,
     plan: &Plan,
     resumed: bool,
-    backend: Cpu<f32>,
-) -> Result<Model<Cpu<f32>>> {
+    backend: B,
+) -> Result<Model<B>> {
     // A resumed run from scratch has its weights in the checkpoint.
     if scratch(options) && !resumed {
         let (config, special) = (files.config.clone(), files.special.clone());
@@ -164,14 +209,14 @@ fn model(
     Model::load_trainable(backend, files, dtype)
 }
 
-type Trained = (Option<Adapters<Cpu<f32>>>, Vec<(String, usize)>);
+type Trained<B> = (Option<Adapters<B>>, Vec<(String, usize)>);
 
-fn trained(
-    model: &Model<Cpu<f32>>,
+fn trained<B: Optimise>(
+    model: &Model<B>,
     config: &ModelConfig,
     plan: &Plan,
-    backend: &Cpu<f32>,
-) -> Result<Trained> {
+    backend: &B,
+) -> Result<Trained<B>> {
     let entries = parameters_of(config);
     let sized = |parameter: &str| {
         let entry = entries.iter().find(|e| e.parameter == parameter);
@@ -268,9 +313,9 @@ fn weighted(text: &str) -> Result<(PathBuf, f64)> {
 }
 
 /// Trains, and says what came of it.
-fn drive(
+fn drive<B: Optimise + Backward>(
     args: &RunArgs,
-    ready: Ready,
+    ready: Ready<B>,
     folder: &RunFolder,
     resumed: Option<u64>,
     context: &Context,
