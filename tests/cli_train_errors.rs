@@ -113,7 +113,8 @@ fn wrong_requests_are_named_and_leave_nothing() {
         (format!("{bundled} --mask-id 1024"), 2, &["--mask-id 1024", "1023"]),
         (format!("{bundled} --batch 9999999999"), 2, &["--batch 9999999999"]),
         (format!("{bundled} --seed 18446744073709551615"), 2, &["--seed", "9223372036854775808"]),
-        (format!("{bundled} --device cuda"), 2, &["--device cuda", "CPU"]),
+        (format!("{bundled} --device cuda:99"), 8, &["cuda:99", "--device cpu"]),
+        (format!("{bundled} --dtype bf16"), 2, &["--dtype bf16", "CPU"]),
         ("adapt --data text.tok --length 0 --steps 2 --output x".into(), 2, &["--length 0"]),
         ("adapt --data text.tok --length 129 --steps 2 --output x".into(), 2, &["--length 129", "128"]),
         (

@@ -175,6 +175,10 @@ fn optim() {
         ("optim_settle", "optim_settle", race),
     ] {
         planted(plant, kernel, "optim.cu", kind);
+    }
+}
+
+#[test]
 fn matmul_backward() {
     let overrun = "global memory out of bounds";
     for (plant, kernel, file, kind) in [

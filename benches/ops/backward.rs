@@ -63,7 +63,8 @@ fn linear(c: &mut Criterion) {
                 let (x, dy) = ((&x, 0), (&dy, Rows::dense(n)));
                 cpu.run(|| {
                     b.iter(|| {
-                        cpu.linear_backward_weight(x, dy, m, k, n, layout, Some(&mut dw), None).unwrap()
+                        cpu.linear_backward_weight(x, dy, m, k, n, layout, Some(&mut dw), None, &mut ())
+                            .unwrap()
                     })
                 });
             });
@@ -135,8 +136,18 @@ fn attention(c: &mut Criterion) {
                     b.iter(|| {
                         let kept = Attended { q, k, v, out: &out, log_sum: &log_sum };
                         let d = &mut d_qkv;
-                        cpu.attention_backward(kept, &d_out, shape, &segments, &positions, &mask, d, places)
-                            .unwrap()
+                        cpu.attention_backward(
+                            kept,
+                            &d_out,
+                            shape,
+                            &segments,
+                            &positions,
+                            &mask,
+                            d,
+                            places,
+                            &mut (),
+                        )
+                        .unwrap()
                     })
                 });
             });
@@ -163,7 +174,8 @@ fn norm(c: &mut Criterion) {
             cpu.run(|| {
                 b.iter(|| {
                     let (dw, db) = (Some(&mut dw), layer.then_some(&mut db));
-                    cpu.norm_backward(kind, &x, &weight, &dy, 1e-5, rows, width, &mut dx, dw, db).unwrap()
+                    cpu.norm_backward(kind, &x, &weight, &dy, 1e-5, rows, width, &mut dx, dw, db, &mut ())
+                        .unwrap()
                 })
             });
         });
@@ -264,8 +276,16 @@ fn cross_entropy(c: &mut Criterion) {
             cpu.run(|| {
                 b.iter(|| {
                     let logits = &mut logits;
-                    cpu.cross_entropy_backward(logits, VOCAB, 0..CHUNK, &targets, &weights, token, &mut nll)
-                        .unwrap()
+                    cpu.cross_entropy_backward(
+                        (logits, Rows::dense(VOCAB)),
+                        VOCAB,
+                        0..CHUNK,
+                        &targets,
+                        &weights,
+                        token,
+                        &mut nll,
+                    )
+                    .unwrap()
                 })
             });
         });
@@ -307,11 +327,21 @@ fn head(c: &mut Criterion) {
                         let none = Epilogue::NONE;
                         cpu.linear((&x, at), n, &w, 0..VOCAB, none, &mut logits, dense).unwrap();
                         let (y, nll) = (&mut logits, &mut nll);
-                        cpu.cross_entropy_backward(y, VOCAB, rows, &targets, &weights, token, nll).unwrap();
+                        cpu.cross_entropy_backward(
+                            (y, Rows::dense(VOCAB)),
+                            VOCAB,
+                            rows,
+                            &targets,
+                            &weights,
+                            token,
+                            nll,
+                        )
+                        .unwrap();
                         let dy = (&logits, dense);
                         cpu.linear_backward_input(dy, n, &w, 0..VOCAB, false, (&mut dx, at)).unwrap();
                         let (dw, layout) = (Some(&mut dw), Layout::OutIn);
-                        cpu.linear_backward_weight((&x, at), dy, n, WIDTH, VOCAB, layout, dw, None).unwrap();
+                        cpu.linear_backward_weight((&x, at), dy, n, WIDTH, VOCAB, layout, dw, None, &mut ())
+                            .unwrap();
                     }
                 })
             });

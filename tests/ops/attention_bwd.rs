@@ -45,8 +45,18 @@ impl Case {
         let kept = Attended { q, k, v, out: &out, log_sum: &log_sum };
         let (places, q_pos, mask) = (places(self.shape), index(cpu, &self.q_pos), mask.into());
         let mut d = poisoned(cpu, self.rows * places[0].stride);
-        cpu.attention_backward(kept, &d_out, self.shape, &self.segments, &q_pos, &mask, &mut d, places)
-            .unwrap();
+        cpu.attention_backward(
+            kept,
+            &d_out,
+            self.shape,
+            &self.segments,
+            &q_pos,
+            &mask,
+            &mut d,
+            places,
+            &mut (),
+        )
+        .unwrap();
         let widths = [self.width(), self.v_at() - self.k_at(), self.v_at() - self.k_at()];
         let mut untouched = d.as_slice().to_vec();
         let mut taken = Vec::new();
@@ -210,7 +220,8 @@ fn a_query_that_sees_nothing_has_no_gradient() {
     let kept = Attended { q, k, v, out: &out, log_sum: &log_sum };
     let (places, segments, mask) = (places(case.shape), &case.segments, Mask::Full.into());
     let mut d = poisoned(&cpu, 8 * places[0].stride);
-    cpu.attention_backward(kept, &d_out, case.shape, segments, &q_pos, &mask, &mut d, places).unwrap();
+    cpu.attention_backward(kept, &d_out, case.shape, segments, &q_pos, &mask, &mut d, places, &mut ())
+        .unwrap();
     for row in 0..8 {
         let at = |place: Rows| &d.as_slice()[row * place.stride + place.at..][..16];
         for (place, written) in [(places[0], row < 3), (places[1], row >= 3), (places[2], row >= 3)] {
@@ -242,8 +253,17 @@ fn shapes_and_places_that_do_not_fit_are_errors() {
         let kept = Attended { q, k, v, out: &out, log_sum: &log_sum };
         let q_pos = index(&cpu, &case.q_pos);
         let (segments, mask, mut d) = (&case.segments, mask.into(), poisoned(&cpu, lens[3]));
-        let result =
-            cpu.attention_backward(kept, &d_out, case.shape, segments, &q_pos, &mask, &mut d, places);
+        let result = cpu.attention_backward(
+            kept,
+            &d_out,
+            case.shape,
+            segments,
+            &q_pos,
+            &mask,
+            &mut d,
+            places,
+            &mut (),
+        );
         assert!(result.is_ok() || d.as_slice().iter().all(|x| x.is_nan()), "nothing is written");
         result
     };

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use lacuna::Error;
 use lacuna::backend::cpu::{Buffer, Cpu, CpuElement};
-use lacuna::backend::{Backend, Backward, Forward, TokenWeight};
+use lacuna::backend::{Backend, Backward, Forward, Rows, TokenWeight};
 
 use crate::naive;
 use crate::support::*;
@@ -49,8 +49,16 @@ impl Case {
         let weights = self.floats(cpu, &self.weights);
         let mut nll = self.floats(cpu, &vec![f32::NAN; self.targets.len()]);
         let rows = self.range.clone();
-        cpu.cross_entropy_backward(&mut logits, self.vocab, rows, &targets, &weights, token, &mut nll)
-            .unwrap();
+        cpu.cross_entropy_backward(
+            (&mut logits, Rows::dense(self.vocab)),
+            self.vocab,
+            rows,
+            &targets,
+            &weights,
+            token,
+            &mut nll,
+        )
+        .unwrap();
         (logits.as_slice().to_vec(), nll.as_slice().to_vec())
     }
 
@@ -139,8 +147,15 @@ fn shapes_and_targets_that_do_not_fit_are_errors() {
             let targets = index(&cpu, &vec![4; targets]);
             let [weights, mut nll] = [weights, losses].map(|n| cpu.alloc_floats(n).unwrap());
             let token = TokenWeight::NONE;
-            let result =
-                cpu.cross_entropy_backward(&mut logits, vocab, rows, &targets, &weights, token, &mut nll);
+            let result = cpu.cross_entropy_backward(
+                (&mut logits, Rows::dense(vocab)),
+                vocab,
+                rows,
+                &targets,
+                &weights,
+                token,
+                &mut nll,
+            );
             assert!(logits.as_slice().iter().all(|x| x.is_nan()), "nothing is written");
             assert!(nll.as_slice().iter().all(|&x| x == 0.0), "nothing is written");
             result.unwrap_err()
@@ -159,4 +174,34 @@ fn shapes_and_targets_that_do_not_fit_are_errors() {
     }
     let error = refused(8, 4, 1..3, [3; 3]);
     assert!(matches!(&error, Error::Request(m) if m.contains("target")), "{error:?}");
+}
+
+/// Rows that lie apart give the bits of rows that do not, and what lies between becomes 0.
+#[test]
+fn rows_apart() {
+    let cpu = fast::<f32>();
+    let mut random = Random::new(71);
+    let case = Case::new(&mut random, 13, 0..4);
+    let (dense, losses) = case.run(&cpu, TOKENS[3]);
+    let (at, stride) = (3, 16);
+    let mut logits = poisoned(&cpu, at + 4 * stride);
+    for (r, row) in case.logits.chunks(13).enumerate() {
+        for (to, &x) in logits.as_mut_slice()[at + r * stride..].iter_mut().zip(row) {
+            *to = x as f32;
+        }
+    }
+    let targets = index(&cpu, &case.targets);
+    let weights = case.floats(&cpu, &case.weights);
+    let mut nll = case.floats(&cpu, &vec![f32::NAN; case.targets.len()]);
+    let place = (&mut logits, Rows { at, stride });
+    cpu.cross_entropy_backward(place, 13, 0..4, &targets, &weights, TOKENS[3], &mut nll).unwrap();
+    assert!(logits.as_slice()[..at].iter().all(|x| x.is_nan()));
+    for (row, expected) in logits.as_slice()[at..].chunks(stride).zip(dense.chunks(13)) {
+        assert_same(&row[..13], expected, "rows apart");
+        assert!(row[13..].iter().all(|&x| x == 0.0));
+    }
+    assert_same(&nll.as_slice()[..4], &losses[..4], "losses");
+    let place = (&mut logits, Rows { at, stride: 12 });
+    let refused = cpu.cross_entropy_backward(place, 13, 0..4, &targets, &weights, TOKENS[3], &mut nll);
+    assert!(matches!(refused, Err(Error::Shape { what: "stride of the logits", .. })), "{refused:?}");
 }

@@ -81,7 +81,8 @@ impl Case {
         for _ in 0..times {
             let (x, dy) = ((&x, BEFORE), (&dy, self.at));
             let to = (Some(&mut dweight), Some(&mut dbias));
-            cpu.linear_backward_weight(x, dy, self.rows, self.inputs, n, self.layout, to.0, to.1).unwrap();
+            cpu.linear_backward_weight(x, dy, self.rows, self.inputs, n, self.layout, to.0, to.1, &mut ())
+                .unwrap();
         }
         [dweight.as_slice().to_vec(), dbias.as_slice().to_vec()]
     }
@@ -229,8 +230,8 @@ fn weights_are_added_to() {
         let (x, dy) = (upload(&cpu, &case.x), upload(&cpu, &case.dy));
         let (mut dweight, mut dbias) = (cpu.alloc(37 * 45).unwrap(), cpu.alloc(45).unwrap());
         let (x, dy) = ((&x, BEFORE), (&dy, case.at));
-        cpu.linear_backward_weight(x, dy, 300, 37, 45, layout, Some(&mut dweight), None).unwrap();
-        cpu.linear_backward_weight(x, dy, 300, 37, 45, layout, None, Some(&mut dbias)).unwrap();
+        cpu.linear_backward_weight(x, dy, 300, 37, 45, layout, Some(&mut dweight), None, &mut ()).unwrap();
+        cpu.linear_backward_weight(x, dy, 300, 37, 45, layout, None, Some(&mut dbias), &mut ()).unwrap();
         assert_same(dweight.as_slice(), &once[0], "weight alone");
         assert_same(dbias.as_slice(), &once[1], "bias alone");
     }
@@ -279,7 +280,8 @@ fn shapes_that_do_not_fit_are_errors() {
             let (mut dweight, mut dbias) = (poisoned(&cpu, weights), poisoned(&cpu, biases));
             let (x, dy) = ((&numbers, x_at), (&numbers, at));
             let to = (Some(&mut dweight), Some(&mut dbias));
-            let result = cpu.linear_backward_weight(x, dy, rows, inputs, outputs, layout, to.0, to.1);
+            let result =
+                cpu.linear_backward_weight(x, dy, rows, inputs, outputs, layout, to.0, to.1, &mut ());
             assert!(matches!(result, Err(Error::Shape { op: "linear_backward_weight", .. })), "{result:?}");
             assert!(dweight.as_slice().iter().chain(dbias.as_slice()).all(|v| v.is_nan()));
         }

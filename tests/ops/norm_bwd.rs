@@ -24,7 +24,7 @@ fn gradients<E: CpuElement>(
     let [mut dx, mut dweight, mut dbias] = [rows * width, width, width].map(|n| cpu.alloc(n).unwrap());
     for _ in 0..times {
         let (w, b) = (Some(&mut dweight), Some(&mut dbias));
-        cpu.norm_backward(kind, &x, &weight, &dy, EPS, rows, width, &mut dx, w, b).unwrap();
+        cpu.norm_backward(kind, &x, &weight, &dy, EPS, rows, width, &mut dx, w, b, &mut ()).unwrap();
     }
     [dx, dweight, dbias].iter().map(|b| b.as_slice().to_vec()).collect()
 }
@@ -108,8 +108,19 @@ fn shapes_that_do_not_fit_are_errors() {
         for kind in KINDS {
             let [mut dx, mut dweight, mut dbias] = [dx, dweight, dbias].map(|n| poisoned(&cpu, n));
             let (w, b) = (Some(&mut dweight), Some(&mut dbias));
-            let result =
-                cpu.norm_backward(kind, &of(x), &of(weight), &of(dy), EPS, rows, width, &mut dx, w, b);
+            let result = cpu.norm_backward(
+                kind,
+                &of(x),
+                &of(weight),
+                &of(dy),
+                EPS,
+                rows,
+                width,
+                &mut dx,
+                w,
+                b,
+                &mut (),
+            );
             assert!(matches!(result, Err(Error::Shape { op: "norm_backward", .. })), "{result:?}");
             let written = [&dx, &dweight, &dbias];
             assert!(written.iter().all(|b| b.as_slice().iter().all(|v| v.is_nan())), "nothing is written");
