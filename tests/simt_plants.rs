@@ -124,6 +124,26 @@ fn attention() {
 }
 
 #[test]
+fn attention_backward() {
+    let (race, overrun) = ("race: ", "global memory out of bounds");
+    for (plant, kind) in [
+        ("attention_bwd_dots_unwritten", "output not written"),
+        ("attention_bwd_dots_past", overrun),
+        ("attention_bwd_kv_wait", "read of shared memory with a copy in flight"),
+        ("attention_bwd_kv_known", race),
+        ("attention_bwd_kv_last_row", overrun),
+        ("attention_bwd_warp", race),
+        ("attention_bwd_q_overwrite", race),
+        ("attention_bwd_q_last_row", overrun),
+    ] {
+        planted(plant, "attention_bwd_bf16", "attention_bwd.cu", kind);
+    }
+    for plant in ["attention_bwd_f32_kv_barrier", "attention_bwd_f32_weights"] {
+        planted(plant, "attention_bwd_f32", "attention_bwd_f32.cu", race);
+    }
+}
+
+#[test]
 fn unmask_and_commit() {
     let (race, overrun) = ("race: ", "global memory out of bounds");
     for (plant, kernel, kind) in [

@@ -234,7 +234,8 @@ fn shared_bytes(dtype: Dtype, head_dim: usize) -> [usize; 2] {
         return [tiles + known(32), tiles];
     }
     let stride = if head_dim.is_multiple_of(64) { head_dim } else { head_dim + 8 };
-    let (queries, keys) = (64, 64);
+    // As the kernels are made.
+    let (queries, keys) = (if head_dim == 128 { 32 } else { 64 }, if head_dim > 80 { 32 } else { 64 });
     [(2 * TILE + 4 * queries) * stride * 2 + 2 * known(queries), (2 * TILE + 4 * keys) * stride * 2]
 }
 
