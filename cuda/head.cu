@@ -11,9 +11,8 @@
 // gradient: nll[r] = u as above and, with p = softmax(logits[r]) and f = weights[r] d/du (alpha (1 - e^-u)^gamma u),
 //   logits[r, j] = f (p[j] - (j == targets[r])), rounded once, for j < vocab; 0 for vocab <= j < stride.
 // In place: row r is the `stride` numbers from logits + r stride on, all of which are written. Where u is NaN the vocab
-// numbers are NaN. u has the bits that nll gives for a row that begins on 16 bytes. A block a row. The first `kept` packs
-// of a row stay in shared memory from the pass for maximum and sum to the pass that writes; what is behind them is read
-// again. Where rows do not begin on 16 bytes, number by number. The results do not depend on `kept`.
+// numbers are NaN. u has the bits that nll gives. A block a row. The first `kept` packs of a row stay in shared memory
+// from the pass for maximum and sum to the pass that writes; what is behind them is read again. Where rows do not begin on 16 bytes, number by number. The results do not depend on `kept`.
 //
 // Dynamic shared memory: nll 16 floats; gradient 20 floats and `kept` packs.
 #include "common/reduce.cuh"

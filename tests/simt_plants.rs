@@ -100,7 +100,7 @@ fn gradients_of_rows() {
         ("activation_backward_past", "activation_gelu_erf_backward", "activation", overrun),
         ("activation_backward_unwritten", "activation_swiglu_backward", "activation", unwritten),
         ("rope_back_past", "rope_back", "rope", overrun),
-        ("embedding_backward_list", "embedding_backward", "embedding", race),
+        ("embedding_backward_sums", "embedding_backward", "embedding", race),
         ("embedding_backward_counts", "embedding_backward", "embedding", race),
         ("embedding_backward_past", "embedding_backward", "embedding", overrun),
     ] {

@@ -73,6 +73,10 @@ fn gradient<D: Device>(
     let targets_device = Buffer::of(rig.device(), Format::U32, &targets)?;
     let mut nll = rig.poisoned(Dtype::F32, START + rows)?;
     let range = START..START + rows;
+    // The loss alone, of the same logits: the same bits.
+    let mut alone = rig.poisoned(Dtype::F32, rows)?;
+    let wanted = targets_device.share(START, rows)?;
+    rig.cuda.cross_entropy(dtype, (&logits_device, at), vocab, &wanted, rows, &mut alone)?;
     let placed = (&mut logits_device, at);
     rig.cuda.cross_entropy_backward(
         dtype,
@@ -109,8 +113,10 @@ fn gradient<D: Device>(
     let before: Vec<f64> = logits[..at.at].to_vec();
     let kept = judge_numbers(rig, &logits_device.share(0, at.at)?, &before)?;
     let losses: Vec<f64> = losses.as_slice()[START..].iter().map(|&u| f64::from(u)).collect();
-    let of_loss = judge(rig, Dtype::F32, &nll.share(START, rows)?, &losses, &[])?;
-    Ok(verdict.and(kept).and(of_loss))
+    let nll = nll.share(START, rows)?;
+    let of_loss = judge(rig, Dtype::F32, &nll, &losses, &[])?;
+    let same = judge_exact(&nll.to_vec::<u32>(rig.device())?, &alone.to_vec::<u32>(rig.device())?);
+    Ok(verdict.and(kept).and(of_loss).and(same))
 }
 
 /// The gradient of a row with every intermediate result rounded.
