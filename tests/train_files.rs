@@ -415,7 +415,7 @@ mod state {
         refused(|e| e[0].name = "other".into(), "m.other");
         refused(|e| e[0].moments = MomentFormat::Q8, "m.layer.weight");
         refused(|e| e[4].moments = MomentFormat::F32, "m.bytes");
-        refused(|e| e[4].shape = vec![3, 88], "m.bytes");
+        refused(|e| e[4].shape = vec![3, 90], "m.bytes");
         // Numbers that do not fit what was announced.
         let wrong = write_optimizer(dir.path(), &entries, |_| Ok(numbers(&entries[1], 0)));
         assert!(matches!(wrong, Err(Error::Checkpoint { .. })), "{wrong:?}");
