@@ -3,24 +3,34 @@
 # Less than nine minutes. Needs the driver, Python with PyTorch (with transformers too, the paper's loop runs on its modules)
 # and the lacuna binary; no Rust, no CUDA toolkit. What is missing is skipped, and the report says so.
 #
-#   tools/gpu_check.sh OUTDIR              all parts; then OUTDIR/report.md and OUTDIR/results.jsonl
+#   tools/gpu_check.sh OUTDIR              the parts of inference; then OUTDIR/report.md and OUTDIR/results.jsonl
+#   tools/gpu_check.sh --parts training OUTDIR
 #   tools/gpu_check.sh --dry-run           what would run here and what would be skipped, and why; runs and writes nothing
 #   tools/gpu_check.sh --parts kernels,denoise OUTDIR
 #   tools/gpu_check.sh --tiny OUTDIR       the parts in Python on the CPU with tiny sizes: whether they run; no numbers of use
 #
 # Parts, in this order, each in a file of its own that grows as it goes:
 #   facts      card, driver, versions, date, commit
-#   selftest   lacuna selftest --device cuda: every kernel against the CPU
-#   sanitizer  compute-sanitizer on the quick self-test: memcheck, racecheck, initcheck, where it is found
+#   selftest   lacuna selftest --device cuda: every kernel against the CPU, forward and backward
+#   sanitizer  compute-sanitizer where it is found: memcheck, racecheck, initcheck on the quick self-test, and memcheck on a
+#              training step of the bundled model
 #   ceilings   bytes a second of a copy and FLOP a second of a large product, by PyTorch
 #   kernels    lacuna bench kernels, and PyTorch's operations at the same sizes
+#   backward   the same for what only training asks for: gradients, the masked loss, AdamW
 #   denoise    whole generations: the paper's loop in PyTorch against lacuna bench denoise, with token-by-token decoding
 #              beside it; the most telling sizes first, as many as there is time for
+#   train      whole training steps: PyTorch, compiled, against lacuna bench train; likewise
+#   retrain    on request: the bundled model anew from a text, by lacuna alone
+#   smollm2    on request: SmolLM2-135M adapted to diffusion on a text, by lacuna alone
+# Together: inference (facts to denoise, without backward; the default), training (facts, ceilings, backward, train) and all
+# (both). tools/gpu/report.py OUTDIR OTHER... makes one report of several folders.
 #
 # Options:
 #   --parts A,B     only these parts
-#   --minutes N     time for everything, 1 to 60 (default 9); parts are cut to fit, the last one takes what is left
+#   --minutes N     time for everything, 1 to 60 (default 9); parts are cut to fit, the last ones share what is left
 #   --python FILE   the Python to use (default: python3 or python, the first that has PyTorch)
+#   --retrain "..." for that part: --text FILE, --model DIR (a left-to-right model to adapt), --steps N, --batch N, --length N
+#   --smollm2 "..." for that part: --text FILE, --model DIR (of tools/fetch_smollm2.py), and the others
 #   --dry-run, --tiny, --help
 #
 # LACUNA names the binary; else target/release/lacuna, then one beside this script, then PATH. LACUNA_CUBLASLT, which names
@@ -35,14 +45,17 @@ set -uo pipefail
 
 tools="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 scripts="$tools/gpu"
-all=(facts selftest sanitizer ceilings kernels denoise)
+inference=(facts selftest sanitizer ceilings kernels denoise)
+training=(facts ceilings backward train)
+all=(facts selftest sanitizer ceilings kernels backward denoise train retrain smollm2)
+whole=(denoise train retrain smollm2) # those that share the time that is left
 
 usage() { # WORDS
   printf 'gpu_check.sh: %s; --help explains\n' "$1" >&2
   exit 2
 }
 
-out='' dry='' tiny='' minutes=9 asked_python='' parts=("${all[@]}")
+out='' dry='' tiny='' minutes=9 asked_python='' words_retrain='' words_smollm2='' parts=("${inference[@]}")
 while [ $# -gt 0 ]; do
   case "$1" in
     --help | -h)
@@ -51,12 +64,14 @@ while [ $# -gt 0 ]; do
       ;;
     --dry-run) dry=1 ;;
     --tiny) tiny=1 ;;
-    --parts | --minutes | --python)
+    --parts | --minutes | --python | --retrain | --smollm2)
       [ $# -ge 2 ] || usage "$1 needs a value"
       case "$1" in
         --parts) IFS=, read -r -a parts <<<"$2" ;;
         --minutes) minutes="$2" ;;
         --python) asked_python="$2" ;;
+        --retrain) words_retrain="$2" ;;
+        --smollm2) words_smollm2="$2" ;;
       esac
       shift
       ;;
@@ -70,8 +85,17 @@ while [ $# -gt 0 ]; do
 done
 [[ "$minutes" =~ ^[0-9]+$ ]] && [ "$minutes" -ge 1 ] && [ "$minutes" -le 60 ] || usage "--minutes $minutes: expected 1 to 60"
 [ ${#parts[@]} -gt 0 ] || usage "--parts needs at least one part"
-for part in "${parts[@]}"; do
-  case " ${all[*]} " in *" $part "*) ;; *) usage "--parts $part: expected some of ${all[*]}" ;; esac
+asked=("${parts[@]}") parts=()
+for part in "${asked[@]}"; do
+  case "$part" in
+    inference) parts+=("${inference[@]}") ;;
+    training) parts+=("${training[@]}") ;;
+    all) parts+=("${inference[@]}" "${training[@]}") ;;
+    *)
+      case " ${all[*]} " in *" $part "*) ;; *) usage "--parts $part: expected some of ${all[*]}, inference, training, all" ;; esac
+      parts+=("$part")
+      ;;
+  esac
 done
 [ -n "$out" ] || [ -n "$dry" ] || usage "a folder for the results is missing"
 if [ -z "$dry" ]; then
@@ -159,6 +183,15 @@ box() { # SECONDS: of nine minutes, cut to what there is; never less than 5
   echo "$seconds"
 }
 
+share() { # PART: of the parts that share what is left, this one's seconds
+  local part later=0 reached=''
+  for part in "${whole[@]}"; do
+    [ "$part" != "$1" ] || reached=1
+    [ -z "$reached" ] || case " ${parts[*]} " in *" $part "*) later=$((later + 1)) ;; esac
+  done
+  echo $(($(left) / (later > 0 ? later : 1)))
+}
+
 boxed() { # SECONDS COMMAND...: in the background, so that signals are answered at once
   local code
   timeout --kill-after=5 "$1" "${@:2}" &
@@ -232,28 +265,32 @@ part_selftest() {
 }
 
 part_sanitizer() {
-  local file=3-sanitizer.jsonl start tool seconds end why code sanitizer found
+  local file=3-sanitizer.jsonl start tool seconds end why code sanitizer found name work
   sanitizer="$(find_sanitizer)"
   why="$(join "$no_card" "$no_binary" "${tiny:+--tiny runs the parts in Python only}")"
   [ -n "$sanitizer" ] || why="$(join "$why" "no compute-sanitizer (it is part of the CUDA toolkit)")"
   [ -z "$why" ] || { skip "$file" sanitizer "$why"; return; }
-  seconds=$(box 75)
-  [ -z "$dry" ] || { would sanitizer "$seconds" "compute-sanitizer lacuna selftest --device cuda --quick"; return; }
+  seconds=$(box 90)
+  local selftest=(selftest --device cuda --quick)
+  local training=(bench train --device cuda --dtype bf16 --batch 2 --length 64 --repeat 1 --warmup 2)
+  [ -z "$dry" ] || { would sanitizer "$seconds" "compute-sanitizer lacuna ${selftest[*]}; lacuna ${training[*]}"; return; }
   end=$((SECONDS + seconds))
-  for tool in memcheck racecheck initcheck; do
+  for name in memcheck memcheck-training racecheck initcheck; do
+    tool="${name%%-*}" work=("${selftest[@]}")
+    [ "$name" = "$tool" ] || work=("${training[@]}")
     start=$SECONDS
     seconds=$((end - SECONDS))
     if [ "$seconds" -lt 5 ]; then
-      line "$file" sanitizer "\"tool\": \"$tool\", \"error\": \"no time left\""
+      line "$file" sanitizer "\"tool\": \"$name\", \"error\": \"no time left\""
       continue
     fi
     # Our kernels only: what NVIDIA's library does is not ours to mend.
     boxed "$seconds" env LACUNA_CUBLASLT=none "$sanitizer" --tool "$tool" --error-exitcode 99 \
-      "$lacuna" selftest --device cuda --quick >"$out/3-$tool.txt" 2>&1
+      "$lacuna" "${work[@]}" >"$out/3-$name.txt" 2>&1
     code=$?
     case "$code" in 8 | 99) wrong=1 ;; esac
-    found="$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/3-$tool.txt" | tail -n 1 | sed 's/^=* *//')"
-    ended "$file" sanitizer "$code" "$start" "$out/3-$tool.txt" "\"tool\": \"$tool\", \"summary\": $(json "$found")"
+    found="$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/3-$name.txt" | tail -n 1 | sed 's/^=* *//')"
+    ended "$file" sanitizer "$code" "$start" "$out/3-$name.txt" "\"tool\": \"$name\", \"summary\": $(json "$found")"
   done
 }
 
@@ -273,58 +310,84 @@ part_ceilings() {
   in_python ceilings "$seconds" "$file" ceilings.py
 }
 
-part_kernels() {
-  local file=5-kernels-lacuna.jsonl start=$SECONDS why_lacuna why_torch seconds
+both_kernels() { # PART NUMBER KERNELS LACUNA-SECONDS SCRIPT TORCH-SECONDS
+  local file="$2-$1-lacuna.jsonl" start=$SECONDS why_lacuna why_torch seconds
+  local command=(bench kernels --device cuda --json --filter "$3")
   why_lacuna="$(join "$no_card" "$no_binary" "${tiny:+--tiny runs the parts in Python only}")"
   why_torch="$(join "$([ -n "$tiny" ] || printf '%s' "$no_card")" "$no_torch")"
   if [ -n "$why_lacuna" ] && [ -n "$why_torch" ]; then
     if [ "$why_lacuna" = "$why_torch" ]; then why_torch=''; else why_torch="; PyTorch: $why_torch"; fi
-    skip "$file" kernels "$why_lacuna$why_torch"
+    skip "$file" "$1" "$why_lacuna$why_torch"
     return
   fi
-  seconds=$(box 55)
+  seconds=$(box "$4")
   if [ -n "$why_lacuna" ]; then
-    skip "$file" kernels "lacuna: $why_lacuna"
+    skip "$file" "$1" "lacuna: $why_lacuna"
   elif [ -n "$dry" ]; then
-    would kernels "$seconds" "lacuna bench kernels --device cuda --json"
+    would "$1" "$seconds" "lacuna ${command[*]}"
   else
-    boxed "$seconds" "$lacuna" bench kernels --device cuda --json >>"$out/$file" 2>"$out/5-kernels-lacuna.err"
-    ended "$file" kernels $? "$start" "$out/5-kernels-lacuna.err" '"who": "lacuna"'
+    boxed "$seconds" "$lacuna" "${command[@]}" >>"$out/$file" 2>"$out/${file%.jsonl}.err"
+    ended "$file" "$1" $? "$start" "$out/${file%.jsonl}.err" '"who": "lacuna"'
   fi
-  file=5-kernels-torch.jsonl
+  file="$2-$1-torch.jsonl"
   if [ -n "$why_torch" ]; then
-    skip "$file" kernels "PyTorch: $why_torch"
+    skip "$file" "$1" "PyTorch: $why_torch"
   elif [ -n "$dry" ]; then
-    would kernels "$seconds" "kernels.py"
+    would "$1" "$(box "$6")" "$5"
   else
-    in_python kernels "$(box 60)" "$file" kernels.py
+    in_python "$1" "$(box "$6")" "$file" "$5"
   fi
 }
 
-part_denoise() {
-  local file=6-denoise.jsonl start=$SECONDS why seconds flags=()
+part_kernels() { both_kernels kernels 5 inference 55 kernels.py 60; }
+part_backward() { both_kernels backward 7 training 50 backward.py 110; }
+
+both_whole() { # PART NUMBER
+  local file="$2-$1.jsonl" why seconds flags=()
   local why_lacuna why_torch
   why_lacuna="$(join "$no_card" "$no_binary" "${tiny:+--tiny runs the parts in Python only}")"
   why_torch="$(join "$([ -n "$tiny" ] || printf '%s' "$no_card")" "$no_torch")"
   # Without PyTorch, but with some Python, lacuna is measured alone.
   why="$(join "$([ -n "$tiny" ] || printf '%s' "$no_card")" "$no_torch" "$no_binary")"
   if [ -n "$why_torch" ] && { [ -n "$why_lacuna" ] || [ -z "$python" ]; }; then
-    skip "$file" denoise "$why"
+    skip "$file" "$1" "$why"
     return
   fi
-  seconds=$(left)
-  if [ "$seconds" -lt 20 ]; then skip "$file" denoise "no time left"; return; fi
-  if [ -n "$why_torch" ]; then skip "$file" denoise "PyTorch: $why_torch" && flags+=(--without); fi
-  if [ -n "$why_lacuna" ]; then skip "$file" denoise "lacuna: $why_lacuna"; else flags+=(--lacuna "$lacuna"); fi
-  [ -z "$dry" ] || { would denoise "$seconds" "denoise.py ${flags[*]}"; return; }
-  in_python denoise "$seconds" "$file" denoise.py "${flags[@]}"
+  seconds=$(share "$1")
+  if [ "$seconds" -lt 20 ]; then skip "$file" "$1" "no time left"; return; fi
+  if [ -n "$why_torch" ]; then skip "$file" "$1" "PyTorch: $why_torch" && flags+=(--without); fi
+  if [ -n "$why_lacuna" ]; then skip "$file" "$1" "lacuna: $why_lacuna"; else flags+=(--lacuna "$lacuna"); fi
+  [ -z "$dry" ] || { would "$1" "$seconds" "$1.py ${flags[*]}"; return; }
+  in_python "$1" "$seconds" "$file" "$1.py" "${flags[@]}"
 }
+
+part_denoise() { both_whole denoise 6; }
+part_train() { both_whole train 8; }
+
+training_run() { # PART NUMBER WORDS
+  local file="$2-$1.jsonl" why seconds words=()
+  read -r -a words <<<"$3"
+  why="$(join "$no_card" "$no_binary" "${tiny:+--tiny runs no training}" "$([ -n "$python" ] || printf 'no Python 3.8 or later')")"
+  [ -z "$why" ] || { skip "$file" "$1" "$why"; return; }
+  words=(--part "$1" --lacuna "$lacuna" "${words[@]}")
+  why="$("$python" "$scripts/adapt.py" --check --output none "${words[@]}" 2>&1)" || {
+    skip "$file" "$1" "$(printf '%s' "$why" | tail -n 1)"
+    return
+  }
+  seconds=$(share "$1")
+  if [ "$seconds" -lt 60 ]; then skip "$file" "$1" "no time left: --minutes N gives more"; return; fi
+  [ -z "$dry" ] || { would "$1" "$seconds" "adapt.py ${words[*]}"; return; }
+  in_python "$1" "$seconds" "$file" adapt.py "${words[@]}"
+}
+
+part_retrain() { training_run retrain 9 "$words_retrain"; }
+part_smollm2() { training_run smollm2 10 "$words_smollm2"; }
 
 # ---------------------------------------------------------------- the report
 
 report() { # WORDS: why it was cut short, or nothing
   [ -z "$dry" ] || return 0
-  [ -z "$1" ] || line 7-end.jsonl end "\"error\": $(json "$1")"
+  [ -z "$1" ] || line 11-end.jsonl end "\"error\": $(json "$1")"
   if [ -n "$python" ] && timeout 30 "$python" "$scripts/report.py" "$out"; then
     printf 'report: %s\n' "$out/report.md"
     return 0

@@ -23,8 +23,21 @@ class Cases:
     def below(self, most, count):
         return self.torch.randint(most, (count,), device=self.machine.device)
 
+    def backends(self):
+        """Of attention, by the name that the report has for each."""
+        from torch.nn.attention import SDPBackend
+
+        names = {
+            "flash": "FLASH_ATTENTION",
+            "cuDNN": "CUDNN_ATTENTION",
+            "mem-efficient": "EFFICIENT_ATTENTION",
+            "math": "MATH",
+        }
+        backends = {name: getattr(SDPBackend, word, None) for name, word in names.items()}
+        return {name: backend for name, backend in backends.items() if backend is not None}
+
     def attention(self, case):
-        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.nn.attention import sdpa_kernel
         from torch.nn.functional import scaled_dot_product_attention
 
         batch, heads, length, width = (case[k] for k in ("batch", "heads", "length", "width"))
@@ -39,14 +52,7 @@ class Cases:
 
             return work
 
-        names = {
-            "flash": "FLASH_ATTENTION",
-            "cuDNN": "CUDNN_ATTENTION",
-            "mem-efficient": "EFFICIENT_ATTENTION",
-            "math": "MATH",
-        }
-        backends = {name: getattr(SDPBackend, word, None) for name, word in names.items()}
-        return [(name, by(backend)) for name, backend in backends.items() if backend is not None]
+        return [(name, by(backend)) for name, backend in self.backends().items()]
 
     def matmul(self, case):
         functional = self.torch.nn.functional
@@ -149,11 +155,10 @@ def top_p(torch, logits, p):
     return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
 
 
-def main():
-    args = arguments(__doc__, filter={"default": "", "help": "only kernel files or sizes that contain this"})
-    lines, clock, machine = Lines(args.output, "kernels"), Clock(args.seconds), Machine(args.tiny)
-    cases = [c for c in sizes.cases(args.tiny) if args.filter in c["stem"] or args.filter in c["shape"]]
-    ways = Cases(machine)
+def measure(args, part, cases, ways):
+    """Times every way of every case. A way is a name, a function, and where there is more to know of it, a function for that."""
+    lines, clock, machine = Lines(args.output, part), Clock(args.seconds), ways.machine
+    cases = [c for c in cases if args.filter in c["stem"] or args.filter in c["shape"]]
     for done, case in enumerate(cases):
         if clock.left() < 0:
             lines.write(stopped=f"{len(cases) - done} of {len(cases)} sizes not measured: no time left")
@@ -161,18 +166,29 @@ def main():
         row = {"bench": "kernel", "who": "PyTorch", "torch": machine.torch.__version__, "device": machine.name}
         row.update({key: case[key] for key in ("stem", "shape", "dtype", "flops") if key in case})
         try:
-            variants = getattr(ways, case["stem"])(case)
+            variants = getattr(ways, case.get("way", case["stem"]))(case)
         except RuntimeError as error:
             lines.write(**row, error=brief(error))
             continue
-        for name, work in variants:
+        for name, work, *more in variants:
             try:
-                lines.write(**row, variant=name, **summary(machine.microseconds(work)))
-            except RuntimeError as error:  # a backend that cannot do it, or memory
+                fields = summary(machine.microseconds(work))
+                for also in more:
+                    fields.update(also())
+                lines.write(**row, variant=name, **fields)
+            except Exception as error:  # a backend or a compiler that cannot do it, or memory
                 lines.write(**row, variant=name, error=brief(error))
-        del variants
+        variants = work = more = None
         machine.forget()
-    say(f"kernels: {len(cases)} sizes of PyTorch")
+    say(f"{part}: {len(cases)} sizes of PyTorch")
+
+
+FILTER = {"default": "", "help": "only kernel files or sizes that contain this"}
+
+
+def main():
+    args = arguments(__doc__, filter=FILTER)
+    measure(args, "kernels", sizes.cases(args.tiny), Cases(Machine(args.tiny)))
 
 
 if __name__ == "__main__":

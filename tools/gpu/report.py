@@ -1,21 +1,41 @@
 """The last step of tools/gpu_check.sh: OUTDIR/results.jsonl, every line of every part, and OUTDIR/report.md, the tables.
 
-  report.py OUTDIR
+  report.py OUTDIR [OTHER...]     lines of earlier runs on the same card, from their folders, are read before those of OUTDIR
 """
 
 import json
 import sys
 from pathlib import Path
 
+from report_training import goals, memory, runs, training
+from tables import number, ratio, seconds, table
+
 ROOFLINE = 800.0  # TFLOP/s in bf16: about what cuBLAS reaches on an H100 at 8192 cubed
-PARTS = {"1": "facts", "2": "selftest", "3": "sanitizer", "4": "ceilings", "5": "kernels", "6": "denoise", "7": "end"}
+PARTS = {
+    1: "facts",
+    2: "selftest",
+    3: "sanitizer",
+    4: "ceilings",
+    5: "kernels",
+    6: "denoise",
+    7: "backward",
+    8: "train",
+    9: "retrain",
+    10: "smollm2",
+    11: "end",
+}
 
 
 def read(folder):
     """All lines, in the order of the parts, each with its part; a line that is no JSON (cut short) becomes an error."""
     rows = []
-    for path in sorted(folder.glob("[0-9]*.jsonl")):
-        part = PARTS.get(path.name[0], path.stem)
+
+    def place(path):
+        digits = path.name.split("-")[0]
+        return (int(digits) if digits.isdigit() else len(PARTS), path.name)
+
+    for path in sorted(folder.glob("[0-9]*.jsonl"), key=place):
+        part = PARTS.get(place(path)[0], path.stem)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.strip():
                 continue
@@ -30,40 +50,6 @@ def read(folder):
                 row.setdefault("who", "lacuna")
             rows.append(row)
     return rows
-
-
-def number(value, digits=3):
-    """With three significant digits, no exponent; a dash for none."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
-        return "–"
-    if value == 0:
-        return "0"
-    magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    if abs(value) < 1:
-        return f"{value:.{digits}g}"
-    return f"{value:,.{max(0, digits - magnitude)}f}"
-
-
-def ratio(torch, own):
-    return f"{torch / own:.2f}x" if torch and own else "–"
-
-
-def cell(text):
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def table(head, rows, left=1):
-    """Markdown; the first `left` columns are words, the others numbers."""
-    marks = ["---"] * left + ["---:"] * (len(head) - left)
-    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in [head, *rows]]
-    lines.insert(1, "|" + "|".join(marks) + "|")
-    return lines + [""]
-
-
-def seconds(row):
-    """Seconds of a generation, in either program's line."""
-    value = row.get("median_s", row.get("seconds")) if row else None
-    return value if isinstance(value, (int, float)) and value > 0 else None
 
 
 def facts(rows):
@@ -141,9 +127,11 @@ def kernels(rows, all_rows):
             )
         lines += [f"### {stem}", ""]
         lines += table(["", "lacuna µs", "shortest", "rate", "of ceiling", "PyTorch µs (its best way)", "ratio"], body)
-    ways = [(k, v) for k, v in torch.items() if k[0] == "attention"]
-    names = list(dict.fromkeys(w.get("variant") for _, v in ways for w in v))
-    if ways:
+    for stem in ("attention", "attention_bwd"):
+        ways = [(k, v) for k, v in torch.items() if k[0] == stem]
+        names = list(dict.fromkeys(w.get("variant") for _, v in ways for w in v))
+        if not ways:
+            continue
         body = []
         for key, found in ways:
             by = {w.get("variant"): w for w in found}
@@ -154,7 +142,7 @@ def kernels(rows, all_rows):
                 words.append(number(flops / time / 1e6) if time and flops else "–")
             mine = own.get(key, {}).get("tflop_per_s")
             body.append((key[2], number(mine), *words))
-        lines += ["### attention, TFLOP/s of every way", ""] + table(["", "lacuna", *names], body)
+        lines += [f"### {stem}, TFLOP/s of every way", ""] + table(["", "lacuna", *names], body)
     return lines
 
 
@@ -241,15 +229,25 @@ HOW = {
     " eager, by its best way; *ratio* above 1 means lacuna is faster. *Of ceiling* is against the product or the copy above.",
     "denoise": "Random weights, bf16. PyTorch runs the paper's loop: T forward passes over everything, logits of all rows,"
     " top-p 0.9 by sorting; eager, no CUDA graphs. lacuna draws the same distribution by commit plan. *TFLOP needed* is what lacuna computes.",
+    "backward": "As above; PyTorch's forward passes are not in its times, but for the masked loss, where both programs are timed"
+    " forward and backward: PyTorch takes all rows through the head and ignores those that are not masked, lacuna only the masked"
+    " rows, in chunks of at most 4096. AdamW is PyTorch's fused one in f32; lacuna's also writes a bf16 copy of the parameters.",
+    "train": "Random weights, half of the tokens masked; a step is forward, loss, backward, clipping and AdamW. Medians of at"
+    " least ten steps after three. MFU is the same FLOP for both (those of `lacuna bench train`: logits of masked rows alone)"
+    " over the time and the card's peak by its data sheet. Memory: the most that PyTorch had allocated; what lacuna's process had"
+    " taken of the card when the steps were done.",
+    "retrain": "By the lacuna binary alone. Losses are means over the first and the last tenth of the steps, nats a masked token;"
+    " NELBO is of the held-out text, nats a token.",
 }
+HOW["smollm2"] = HOW["retrain"]
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         print(__doc__, file=sys.stderr)
         return 2
     folder = Path(sys.argv[1])
-    rows = read(folder)
+    rows = [row for other in [*map(Path, sys.argv[2:]), folder] for row in read(other)]
     with open(folder / "results.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     of = {part: [r for r in rows if r["part"] == part] for part in PARTS.values()}
@@ -263,7 +261,12 @@ def main():
         ("ceilings", "What the card can do", ceilings(of["ceilings"])),
         ("kernels", "Kernels", kernels(of["kernels"], rows)),
         ("denoise", "Whole generations", denoise(of["denoise"])),
+        ("backward", "Kernels of training", kernels(of["backward"], rows) + memory(of["backward"])),
+        ("train", "Training steps", training(of["train"])),
+        ("retrain", "Training the bundled model anew", runs(of["retrain"])),
+        ("smollm2", "Adapting SmolLM2-135M", runs(of["smollm2"])),
     )
+    lines += goals(rows)
     for part, title, body in titles:
         if of[part]:
             lines += [f"## {title}", ""]

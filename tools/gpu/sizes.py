@@ -1,4 +1,5 @@
-"""The launches and sizes that are timed, as in src/measure/grid.rs: tests/gpu_check.rs compares the two lists.
+"""The launches and sizes that are timed, as in src/profile/grid.rs and src/profile/training.rs: tests/gpu_check.rs compares
+the two lists.
 
 Run by itself it prints them, one JSON object a line (--tiny: the small ones).
 """
@@ -49,6 +50,38 @@ def head(dtype, rows, vocab):
 
 def cast(dtype, to, count):
     return {"stem": "cast", "shape": f"to {to}, {count} numbers", "dtype": dtype, "to": to, "count": count}
+
+
+# ---------------------------------------------------------------- what only training asks for; `way` names PyTorch's
+
+
+def attention_backward(batch, heads, length, width):
+    forward = attention(batch, heads, length, width)
+    # Five products of the forward's two: the scores again, and two gradients a product.
+    return {**forward, "stem": "attention_bwd", "way": "attention_backward", "flops": forward["flops"] * 5 // 2}
+
+
+def masked_loss(rows, masked, width, vocab):
+    words = f"masked loss, {masked} of {rows} rows, width {width}, vocab {vocab}"
+    sizes = {"rows": rows, "masked": masked, "width": width, "vocab": vocab}
+    return {"stem": "head", "way": "masked_loss", "shape": words, "flops": 6 * masked * width * vocab, **sizes}
+
+
+def weight_gradient(rows, inputs, outputs, layout):
+    product = linear(rows, inputs, outputs, layout)
+    return {**product, "way": "weight_gradient", "shape": f"weight gradient, {product['shape']}"}
+
+
+def norm_backward(kind, rows, width):
+    return {**norm(kind, rows, width, False), "way": "norm_backward", "shape": f"gradients of {kind}, rows {rows}, width {width}"}
+
+
+def adamw(count, moments):
+    words = f"AdamW, {count} numbers, moments {moments}"
+    return {"stem": "optim", "way": "adamw", "shape": words, "count": count, "moments": moments}
+
+
+# ---------------------------------------------------------------- the lists
 
 
 def large():
@@ -108,10 +141,48 @@ def small():
     ]
 
 
+def large_training():
+    cases = []
+    for heads, width in ((12, 64), (32, 128)):
+        for length in (512, 1024, 2048):
+            cases.append(attention_backward(16384 // length, heads, length, width))
+    for width, vocab in ((768, 50257), (4096, 32000)):
+        for share in (15, 50, 100):
+            cases.append(masked_loss(16384, (16384 * share + 50) // 100, width, vocab))
+    for width in (768, 1024):
+        for inputs, outputs in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
+            cases.append(weight_gradient(16384, inputs, outputs, "in, out"))
+    for kind, width in (("LayerNorm", 768), ("LayerNorm", 1024), ("RMSNorm", 4096)):
+        cases.append(norm_backward(kind, 16384, width))
+    for moments in ("f32", "bf16", "8bit"):
+        cases.append(adamw(124_000_000, moments))
+    return cases
+
+
+def small_training():
+    return [
+        attention_backward(2, 2, 24, 64),
+        attention_backward(1, 1, 24, 128),
+        masked_loss(9, 5, 64, 101),
+        weight_gradient(24, 64, 96, "in, out"),
+        weight_gradient(8, 64, 101, "out, in"),
+        norm_backward("LayerNorm", 5, 96),
+        norm_backward("RMSNorm", 5, 96),
+        adamw(1000, "f32"),
+        adamw(1000, "bf16"),
+        adamw(1000, "8bit"),
+    ]
+
+
 def cases(tiny):
     return [{"dtype": "bf16", **case} for case in (small() if tiny else large())]
 
 
+def training_cases(tiny):
+    return [{"dtype": "bf16", **case} for case in (small_training() if tiny else large_training())]
+
+
 if __name__ == "__main__":
-    for case in cases("--tiny" in sys.argv[1:]):
+    tiny = "--tiny" in sys.argv[1:]
+    for case in cases(tiny) + training_cases(tiny):
         print(json.dumps({key: case[key] for key in ("stem", "dtype", "shape")}))
