@@ -11,7 +11,21 @@ use lacuna::model::SyntheticShape;
 use lacuna::profile;
 use serde_json::Value;
 
-const PARTS: [&str; 6] = ["facts", "selftest", "sanitizer", "ceilings", "kernels", "denoise"];
+#[path = "gpu_check/training.rs"]
+mod training;
+
+const PARTS: [&str; 10] = [
+    "facts",
+    "selftest",
+    "sanitizer",
+    "ceilings",
+    "kernels",
+    "backward",
+    "denoise",
+    "train",
+    "retrain",
+    "smollm2",
+];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -108,7 +122,7 @@ fn help_explains_and_wrong_usage_is_refused() {
 fn a_dry_run_says_of_every_part_why_it_is_skipped_and_writes_nothing() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("out");
-    let (code, text) = run(check(&["--dry-run"]).arg(&out));
+    let (code, text) = run(check(&["--dry-run", "--parts", "all,retrain,smollm2"]).arg(&out));
     assert_eq!(code, Some(0), "{text}");
     assert!(!out.exists());
     let of = |part: &str| {
@@ -122,7 +136,7 @@ fn a_dry_run_says_of_every_part_why_it_is_skipped_and_writes_nothing() {
             assert!(line.contains("skipped: ") && line.contains("CUDA_VISIBLE_DEVICES hides all"), "{line}");
         }
     }
-    for part in ["selftest", "sanitizer", "kernels"] {
+    for part in ["selftest", "sanitizer", "kernels", "backward", "train", "retrain", "smollm2"] {
         assert!(of(part).contains("LACUNA names /nowhere/lacuna, which cannot be run"), "{text}");
     }
 }
@@ -246,6 +260,7 @@ fn the_tables_pair_the_two_programs() {
         dtype: case.dtype,
         bytes: case.bytes(),
         flops: case.flops(),
+        workspace: case.workspace(),
         microseconds: vec![time; 20],
     };
     write("5-kernels-lacuna.jsonl", &format!("{}\n", own.json("Stand-in")));
@@ -352,7 +367,7 @@ fn both_programs_mean_the_same_networks() {
 fn the_parts_in_python_run_on_the_cpu() {
     let Some(python) = python_with_torch() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let (code, text) = run(check(&["--tiny", "--python", &python]).arg(dir.path()));
+    let (code, text) = run(check(&["--tiny", "--parts", "all", "--python", &python]).arg(dir.path()));
     assert_eq!(code, Some(0), "{text}");
     let rows = results(dir.path());
     let of = |part: &str| rows.iter().filter(|r| r["part"] == part).collect::<Vec<_>>();
@@ -361,10 +376,16 @@ fn the_parts_in_python_run_on_the_cpu() {
         "{text}"
     );
     for case in profile::cases(true).into_iter().filter(|c| c.stem() != "events") {
-        let timed = of("kernels").into_iter().any(|r| {
+        let part = if case.group() == "training" { "backward" } else { "kernels" };
+        let timed = of(part).into_iter().any(|r| {
             r["stem"] == case.stem() && r["shape"] == case.shape() && r["median_us"].as_f64() > Some(0.0)
         });
         assert!(timed, "{}: {}", case.stem(), case.shape());
+    }
+    for shape in ["tiny-gpt2", "tiny-llama"] {
+        let found = of("train").into_iter().find(|r| r["shape"] == shape);
+        let found = found.unwrap_or_else(|| panic!("{shape}: {rows:?}"));
+        assert!(found["seconds"].as_f64() > Some(0.0) && found["loss"].as_f64() > Some(1.0), "{found}");
     }
     for (bench, shape) in
         [("denoise", "tiny-gpt2"), ("denoise", "tiny-llama"), ("ar", "tiny-gpt2"), ("ar", "tiny-llama")]

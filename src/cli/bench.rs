@@ -90,7 +90,7 @@ struct Denoise {
 
 #[derive(Debug, ClapArgs)]
 struct Kernels {
-    /// Only kernel files and shapes that contain this
+    /// Only kernel files, kernels and shapes that contain this; inference or training: only what is part of that
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
     /// A few small shapes: whether it works

@@ -1,6 +1,7 @@
 //! What is measured: launches and sizes. `tools/gpu/sizes.py` has the same list for PyTorch, and `tests/gpu_check.rs`
 //! compares the two.
 
+use super::training::{self, Training};
 use crate::backend::Layout;
 use crate::config::NormKind;
 use crate::element::Dtype;
@@ -74,6 +75,8 @@ pub enum Work {
         to: Dtype,
         count: usize,
     },
+    /// What only training asks for.
+    Training(Training),
 }
 
 /// Rows of the tables of positions and angles.
@@ -100,6 +103,7 @@ impl Case {
             Work::Unmask { .. } => "unmask",
             Work::CrossEntropy { .. } => "head",
             Work::Cast { .. } => "cast",
+            Work::Training(work) => work.stem(),
         }
     }
 
@@ -118,6 +122,7 @@ impl Case {
             Work::Embed { .. } => "embedding_embed",
             Work::Unmask { .. } => "unmask",
             Work::CrossEntropy { .. } => "head_nll",
+            Work::Training(work) => work.kernel(),
         };
         format!("{name}_{}", self.dtype)
     }
@@ -156,6 +161,7 @@ impl Case {
             }
             Work::CrossEntropy { rows, vocab } => format!("rows {rows}, vocab {vocab}"),
             Work::Cast { to, count } => format!("to {to}, {count} numbers"),
+            Work::Training(work) => work.shape(),
         }
     }
 
@@ -186,8 +192,17 @@ impl Case {
             Work::Unmask { rows, vocab, .. } => rows * (vocab * size + 48 + 20),
             Work::CrossEntropy { rows, vocab } => rows * (vocab * size + 8),
             Work::Cast { to, count } => count * (size + to.size()),
+            Work::Training(work) => work.bytes(size),
         };
         bytes as u64
+    }
+
+    /// Bytes of what is neither input nor output, where a launch of training needs a buffer for that.
+    pub fn workspace(&self) -> u64 {
+        match self.work {
+            Work::Training(work) => work.workspace(self.dtype.size()) as u64,
+            _ => 0,
+        }
     }
 
     /// Floating-point operations of products and attention.
@@ -197,20 +212,30 @@ impl Case {
                 4 * (batch * heads * head_dim) as u64 * (length * length) as u64
             }
             Work::Linear { rows, inputs, outputs, .. } => 2 * rows as u64 * (inputs * outputs) as u64,
+            Work::Training(work) => work.flops(),
             _ => 0,
         }
     }
 
-    /// Whether `text` occurs in the kernel file, the kernel or the sizes.
+    /// What the work is part of: `inference` (and of training too), or `training` alone.
+    pub fn group(&self) -> &'static str {
+        if matches!(self.work, Work::Training(_)) { "training" } else { "inference" }
+    }
+
+    /// Whether `text` is the case's group, or occurs in the kernel file, the kernel or the sizes.
     pub fn matches(&self, text: &str) -> bool {
-        self.stem().contains(text) || self.kernel().contains(text) || self.shape().contains(text)
+        self.group() == text
+            || self.stem().contains(text)
+            || self.kernel().contains(text)
+            || self.shape().contains(text)
     }
 }
 
-/// All cases; with `quick` small ones that the SIMT machine runs in a second.
+/// All cases, those of inference first; with `quick` small ones that the SIMT machine runs in a second.
 pub fn cases(quick: bool) -> Vec<Case> {
     let all = if quick { small() } else { large() };
-    all.into_iter().map(|(dtype, work)| Case { work, dtype }).collect()
+    let training = if quick { training::small() } else { training::large() };
+    all.into_iter().map(|(dtype, work)| Case { work, dtype }).chain(training).collect()
 }
 
 const BF16: Dtype = Dtype::Bf16;
@@ -331,7 +356,8 @@ mod tests {
         assert_eq!(of(""), cases(true).len());
         assert_eq!(
             (of("attention"), of("norm_rms"), of("vocab 301"), of("nothing of the kind")),
-            (2, 1, 5, 0)
+            (4, 2, 5, 0)
         );
+        assert_eq!((of("inference"), of("training")), (small().len(), training::small().len()));
     }
 }

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use super::Timing;
 use super::grid::{Case, POSITIONS, Rule, Work, cases};
 use super::inputs::opinion;
+use super::training::Training;
 use crate::backend::cuda::{
     Buffer, Cuda, Device, DeviceMask, Draws, Format, LinearEpilogue, Matrix, RowNoise, Segments, unmask_words,
 };
@@ -41,7 +42,11 @@ pub fn kernels<D: Device>(
     let listed = cases(quick).into_iter().filter(|c| c.matches(filter));
     let library = cuda.library();
     let kernel = |case: &Case| match (&library, case.work) {
-        (Some(library), Work::Linear { .. }) if case.dtype != Dtype::F32 => library.clone(),
+        (Some(library), Work::Linear { .. } | Work::Training(Training::Weight { .. }))
+            if case.dtype != Dtype::F32 =>
+        {
+            library.clone()
+        }
         _ => case.kernel(),
     };
     one_by_one(listed, kernel, |case| bench.case(case), &mut each)
@@ -71,6 +76,7 @@ fn one_by_one(
             dtype: case.dtype,
             bytes: case.bytes(),
             flops: case.flops(),
+            workspace: case.workspace(),
             microseconds,
         };
         if each(&timing).is_break() {
@@ -94,7 +100,7 @@ impl<'a, D: Device> Bench<'a, D> {
     }
 
     /// Times `work`, in microseconds.
-    fn time(&mut self, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    pub(super) fn time(&mut self, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
         let device = self.cuda.device();
         for _ in 0..WARM_UP {
             work()?;
@@ -161,6 +167,7 @@ impl<'a, D: Device> Bench<'a, D> {
                 self.look(case, &out)?;
                 Ok(times)
             }
+            Work::Training(work) => self.training(case, work),
         }
     }
 

@@ -7,13 +7,17 @@
 //! these cost by themselves.
 
 pub mod flops;
+mod backward;
+mod flops;
 mod grid;
 mod inputs;
 mod kernels;
+mod training;
 
 pub use flops::{generation, pass};
 pub use grid::{Case, Rule, Work, cases};
 pub use kernels::kernels;
+pub use training::Training;
 
 use serde_json::{Value, json};
 
@@ -33,6 +37,8 @@ pub struct Timing {
     pub bytes: u64,
     /// Floating-point operations of products and attention; 0 for kernels that only move bytes.
     pub flops: u64,
+    /// Bytes of a buffer that is neither input nor output; 0 where there is none, or it is not told.
+    pub workspace: u64,
     /// One a run, in the order of the runs.
     pub microseconds: Vec<f64>,
 }
@@ -64,7 +70,7 @@ impl Timing {
             "bench": "kernel", "stem": self.stem, "kernel": self.kernel, "shape": self.shape,
             "dtype": self.dtype.name(), "median_us": self.median_us(), "min_us": self.min_us(),
             "runs": self.microseconds.len(), "bytes": self.bytes, "flops": self.flops,
-            "gb_per_s": self.gb_per_s(), "tflop_per_s": self.tflop_per_s(), "device": device,
+            "workspace_bytes": self.workspace, "gb_per_s": self.gb_per_s(), "tflop_per_s": self.tflop_per_s(), "device": device,
         })
     }
 }
@@ -93,7 +99,16 @@ mod tests {
     fn timing(microseconds: &[f64]) -> Timing {
         let (kernel, shape) = ("norm_layer_bf16".to_owned(), "rows 2".to_owned());
         let microseconds = microseconds.to_vec();
-        Timing { stem: "norm", kernel, shape, dtype: Dtype::Bf16, bytes: 3_000_000, flops: 0, microseconds }
+        Timing {
+            stem: "norm",
+            kernel,
+            shape,
+            dtype: Dtype::Bf16,
+            bytes: 3_000_000,
+            flops: 0,
+            workspace: 0,
+            microseconds,
+        }
     }
 
     #[test]

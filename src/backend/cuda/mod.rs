@@ -95,6 +95,11 @@ impl<D: Device> Cuda<D> {
         self.library.as_ref().map(|library| library.name())
     }
 
+    /// The same device and library, with activations in `dtype`.
+    pub fn in_format(&self, dtype: Dtype) -> Self {
+        Self { dtype, ..self.clone() }
+    }
+
     /// What activations are computed in.
     pub fn dtype(&self) -> Dtype {
         self.dtype
