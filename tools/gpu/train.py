@@ -160,10 +160,13 @@ def main():
             row = by_lacuna(args.lacuna, name, batch, length, rank, more, min(120.0, max(10.0, clock.left())))
             lines.write(**{"flops": counted, **row, **what, "who": who})
             say(f"train: {who} {name} {batch} x {length}: {row.get('seconds', row.get('error'))}")
-        if machine:
+        # Where it cannot compile, as it comes.
+        for way in (way, "eager") if machine else ():
             row = by_torch(machine, name, batch, length, rank, way, clock.left)
             lines.write(**row, **what, flops=counted, peak_flops=peak(machine.name))
             say(f"train: PyTorch, {way}, {name} {batch} x {length}: {row.get('seconds', row.get('error'))}")
+            if "error" not in row or "memory" in row["error"] or clock.left() < 20:
+                break
 
 
 if __name__ == "__main__":
