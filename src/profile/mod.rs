@@ -6,9 +6,8 @@
 //! in both programs alike. The time of a run is between two events around the launch; the first case, `events`, says what
 //! these cost by themselves.
 
-pub mod flops;
 mod backward;
-mod flops;
+pub mod flops;
 mod grid;
 mod inputs;
 mod kernels;
