@@ -389,6 +389,7 @@ mod state {
             entry("none", &[0], MomentFormat::F32, true),
             entry("bytes", &[3, 87], MomentFormat::Q8, true),
             entry("more bytes", &[1], MomentFormat::Q8, false),
+            entry("no padding", &[16, 16], MomentFormat::Q8, true),
         ];
         write_optimizer(dir.path(), &entries, |i| Ok(numbers(&entries[i], i as u8))).unwrap();
         let file = OptimizerFile::open(dir.path(), &entries).unwrap();

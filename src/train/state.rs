@@ -87,8 +87,9 @@ pub fn write_optimizer(
         for (part, bytes) in ["m", "v"].into_iter().zip(&numbers.moments) {
             let name = format!("{part}.{}", entry.name);
             writer.write(&name, bytes)?;
-            if entry.moments == MomentFormat::Q8 {
-                writer.write(&name, &[0; WORD][..bytes.len().next_multiple_of(WORD) - bytes.len()])?;
+            let padding = bytes.len().next_multiple_of(WORD) - bytes.len();
+            if entry.moments == MomentFormat::Q8 && padding > 0 {
+                writer.write(&name, &[0; WORD][..padding])?;
             }
         }
         for part in numbers.master.iter().flat_map(|master| master.chunks(1 << 16)) {
