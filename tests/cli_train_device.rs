@@ -55,7 +55,7 @@ fn every_recipe_follows_the_cpu() {
 fn checkpoints_move_between_machines_and_formats() {
     let lab = Lab::new();
     let args = format!("pretrain {} --mask-id 96 --steps 4 --lr 3e-3 --save-every 2", tiny());
-    lab.run(&format!("{args} --device simt --dtype bf16 --output narrow --steps 4"));
+    lab.run(&format!("{args} --device simt --dtype bf16 --output narrow"));
     lab.run(&format!("{args} --device cpu --output exact"));
     near(&numbers(&lab.log("narrow").0, "loss"), &numbers(&lab.log("exact").0, "loss"), 3e-2, "bf16 and f32");
     // Behind step 2 of the narrow run, on the CPU.
@@ -90,13 +90,14 @@ fn a_run_that_was_broken_off_goes_on_bit_for_bit() {
 fn a_card_that_is_too_small_says_what_would_fit() {
     let lab = Lab::new();
     let args = format!("pretrain {} --mask-id 96 --steps 2 --device simt --output small", tiny());
+    let args = args.replace("--batch 3 ", "");
     let with = |memory: u64, more: &str| {
         let mut command = lab.lacuna(&format!("{args} {more}"));
         let output = command.env("LACUNA_SIMT_MEMORY", memory.to_string()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     // The weights fit, and some of the rest.
-    let (code, said) = with(1_600_000, "--batch 64");
+    let (code, said) = with(8_000_000, "--batch 64");
     assert_eq!(code, Some(7), "{said}");
     for part in [
         "training on 64 x 48 tokens",
@@ -118,7 +119,7 @@ fn a_card_that_is_too_small_says_what_would_fit() {
         .parse()
         .unwrap();
     assert!((1..64).contains(&batch), "{said}");
-    let (code, said) = with(1_600_000, &format!("--batch {batch}"));
+    let (code, said) = with(8_000_000, &format!("--batch {batch}"));
     assert_eq!(code, Some(0), "--batch {batch}: {said}");
 }
 
@@ -129,7 +130,7 @@ fn a_card_that_is_lost_leaves_the_last_checkpoint() {
     let args = format!("pretrain {} --mask-id 96 --steps 8 --lr 3e-3 --device simt", tiny());
     lab.run(&format!("{args} --save-every 8 --output straight"));
     let mut seen = 0;
-    for kernels in [3_u64, 400, 900, 1400, 2400] {
+    for kernels in [3_u64, 300, 500, 700, 900] {
         let run = format!("lost-{kernels}");
         let mut command = lab.lacuna(&format!("{args} --save-every 1 --output {run}"));
         let output = command.env("LACUNA_SIMT_LOSE_AFTER", kernels.to_string()).output().unwrap();

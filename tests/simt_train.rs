@@ -10,7 +10,7 @@ use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cuda::simt::{Options, Simt};
 use lacuna::backend::cuda::{Counts, Cuda, Device};
 use lacuna::backend::{Backend, Backward, MomentFormat, Optimise, TokenWeight};
-use lacuna::diffusion::corrupt::MaskRule;
+use lacuna::diffusion::corrupt::{Corrupted, MaskRule};
 use lacuna::diffusion::loss::LossNorm;
 use lacuna::element::Dtype;
 use lacuna::io::ModelFiles;
@@ -46,13 +46,15 @@ fn golden_steps_of_adamw() {
     assert!(checked > 100_000, "only {checked} numbers");
 }
 
-/// In 16 bits every number on the way is rounded to 8 (bf16) or 11 (f16) digits.
+/// In 16 bits every number on the way is rounded to 8 (bf16) or 11 (f16) digits. Where terms cancel, as in the bias of the first
+/// norm, a parameter's gradient is off by more than all of them together. PyTorch 2.15 in bf16 is off by 2.2e-2 and 2.3e-2 on the two
+/// cases of the GPT-2, its worst parameter by 3.2e-2; under autocast by 1.5e-2 and 2.2e-2, worst 3.1e-2.
 #[test]
 fn golden_gradients_in_16_bits() {
     let golden = [(GOLDEN[0].0, &GOLDEN[0].1[..1]), (GOLDEN[2].0, &GOLDEN[2].1[..1])];
     for (dtype, bounds) in [
-        (Dtype::Bf16, Bounds { loss: 1e-2, gradient: 3e-2 }),
-        (Dtype::F16, Bounds { loss: 2e-3, gradient: 1e-2 }),
+        (Dtype::Bf16, Bounds { loss: 1e-2, gradient: 4e-2, together: 2.5e-2, element: 1e-1 }),
+        (Dtype::F16, Bounds { loss: 2e-3, gradient: 1e-2, together: 4e-3, element: 2e-2 }),
     ] {
         let load = |folder: &str| trainable(machine(dtype), folder);
         let (losses, gradients) = train_cases::losses_and_every_gradient(&load, &golden, bounds);
@@ -150,24 +152,36 @@ fn ten_steps_follow_the_cpu_and_give_the_same_bits_twice() {
 #[test]
 fn a_step_is_three_replays() {
     let backend = machine(Dtype::F32);
-    let mut recipe = recipe(97, Attention::Full, MomentFormat::F32);
+    let mut recipe = recipe(97, Attention::Annealed { steps: 100 }, MomentFormat::F32);
     recipe.accumulate = 1;
     let mut learner = learner(backend.clone(), "gpt2-tiny", recipe, false);
-    let mut quiet = 0;
     let mut before = backend.device().counts();
-    for _ in 0..12 {
-        assert!(!step(&mut learner).skipped);
+    for number in 1..=8 {
+        // As many hidden tokens in every step, at other places.
+        let report = learner.step_with(|_, prepared| {
+            for row in 0..recipe.batch {
+                let ids: Vec<u32> = (0..LENGTH as u32).map(|i| 1 + (row as u32 + number * i) % 90).collect();
+                let masked: Vec<bool> =
+                    (0..LENGTH).map(|i| i > 0 && (i + number as usize) % 3 == 0).collect();
+                let hide = |(&id, &masked): (&u32, &bool)| if masked { 96 } else { id };
+                let corrupted = Corrupted { ids: ids.iter().zip(&masked).map(hide).collect(), masked };
+                let example = Example { fixed: vec![false; LENGTH], documents: vec![LENGTH], ids };
+                prepared.add_corrupted(&example, &corrupted, 0.4, recipe.objective, false);
+            }
+            Ok(())
+        });
+        assert!(!report.unwrap().skipped);
         let after = backend.device().counts();
-        let Counts { launches, recorded, replays, allocations, .. } = after - before;
+        let Counts { launches, replays, recorded, allocations, .. } = after - before;
         before = after;
-        assert!(learner.step == 1 || allocations == 0, "step {}: {allocations} allocations", learner.step);
-        if recorded == 0 && replays == 3 {
-            // One launch that looks at the losses.
-            assert_eq!(launches, 1, "step {}", learner.step);
-            quiet += 1;
+        assert_eq!(allocations, 0, "step {number}");
+        match number {
+            1 => assert!(replays == 0 && recorded == 0 && launches > 100, "{launches} launches"),
+            2 => assert!(replays == 3 && recorded > 100, "{recorded} recorded"),
+            // The bits of the mask, and a look at the losses.
+            _ => assert_eq!((replays, recorded, launches), (3, 0, 2), "step {number}"),
         }
     }
-    assert!(quiet >= 4, "only {quiet} of 12 steps were replays");
 }
 
 /// Formats in which only the masters are in f32 learn the same thing; f16 by way of a loss scale.
@@ -198,7 +212,7 @@ fn a_gradient_that_is_not_finite_is_named_and_changes_nothing() {
         // Finite, and so is what it makes of a row; its product with the next number is not.
         let largest = if dtype == Dtype::F16 { 6e4 } else { 3e38 };
         learner
-            .write_parameters(|name| (name == "layers.1.mlp.norm.weight").then(|| vec![largest; 32]))
+            .write_parameters(|name| (name == "layers.1.mlp.norm.weight").then(|| vec![largest; 64]))
             .unwrap();
         let before = bits(&mut learner);
         let report = step(&mut learner);
@@ -219,7 +233,7 @@ fn a_gradient_that_is_not_finite_is_named_and_changes_nothing() {
 fn a_loss_scale_that_does_not_help_is_given_up() {
     let recipe = recipe(97, Attention::Full, MomentFormat::F32);
     let mut learner = learner(machine(Dtype::F16), "gpt2-tiny", recipe, false);
-    learner.write_parameters(|name| (name == "norm.weight").then(|| vec![6e4; 32])).unwrap();
+    learner.write_parameters(|name| (name == "norm.weight").then(|| vec![6e4; 64])).unwrap();
     let mut counted = 0;
     for _ in 0..20 {
         let report = step(&mut learner);

@@ -99,9 +99,13 @@ pub struct Bounds {
     pub loss: f64,
     /// Relative error of a gradient by norm, and of its length.
     pub gradient: f64,
+    /// The same of all gradients of a case together.
+    pub together: f64,
+    /// Error of a single number, of the largest one.
+    pub element: f64,
 }
 
-pub const EXACT: Bounds = Bounds { loss: 1e-5, gradient: 1e-4 };
+pub const EXACT: Bounds = Bounds { loss: 1e-5, gradient: 1e-4, together: 1e-5, element: 1e-4 };
 
 /// Every loss and every gradient of the models in `golden`, which `load` loads; how many losses and gradients there were.
 pub fn losses_and_every_gradient<B: Backward + Backend<Elem = f32>>(
@@ -110,6 +114,7 @@ pub fn losses_and_every_gradient<B: Backward + Backend<Elem = f32>>(
     bounds: Bounds,
 ) -> (usize, usize) {
     let (mut losses, mut gradients) = (0, 0);
+    let mut worst = [(0.0f64, String::new()), (0.0f64, String::new())];
     for (name, folders) in golden {
         let cases = Golden::open(name);
         for folder in *folders {
@@ -129,6 +134,7 @@ pub fn losses_and_every_gradient<B: Backward + Backend<Elem = f32>>(
                     );
                 }
                 losses += 1;
+                let mut squares = [0.0f64; 2];
                 for entry in parameters_of(model.config()) {
                     let mut got = vec![0.0; entry.shape.iter().product()];
                     let gradient = run.gradients.get(&entry.parameter).unwrap();
@@ -143,6 +149,13 @@ pub fn losses_and_every_gradient<B: Backward + Backend<Elem = f32>>(
                     let (full, probe) = (format!("grad/{short}/{tensor}"), format!("gradp/{short}/{tensor}"));
                     if cases.has(&full) {
                         let error = relative(&got, &cases.f32s(&full));
+                        for (x, want) in got.iter().zip(cases.f32s(&full)) {
+                            squares[0] += f64::from(x - want).powi(2);
+                            squares[1] += f64::from(want).powi(2);
+                        }
+                        if error > worst[0].0 {
+                            worst[0] = (error, format!("{name}/{folder} {at} {tensor}"));
+                        }
                         assert!(
                             error < bounds.gradient,
                             "{name}/{folder} {at} {tensor}: relative error {error:e}"
@@ -154,15 +167,25 @@ pub fn losses_and_every_gradient<B: Backward + Backend<Elem = f32>>(
                         for (i, want) in cases.ids(&format!("probe/{tensor}")).into_iter().zip(want) {
                             let error = (got[i as usize] - want).abs();
                             assert!(
-                                f64::from(error) < bounds.gradient * f64::from(largest),
+                                f64::from(error) < bounds.element * f64::from(largest),
                                 "{name} {at} {tensor}[{i}]: off by {error:e}"
                             );
                         }
                         gradients += 1;
                     }
                 }
+                if squares[1] > 0.0 {
+                    let error = (squares[0] / squares[1]).sqrt();
+                    assert!(error < bounds.together, "{name}/{folder} {at}: relative error {error:e}");
+                    if error > worst[1].0 {
+                        worst[1] = (error, format!("{name}/{folder} {at}"));
+                    }
+                }
             }
         }
+    }
+    for ((error, place), what) in worst.iter().zip(["gradient of a parameter", "gradient of all together"]) {
+        println!("worst {what}: {error:.2e}, {place}");
     }
     (losses, gradients)
 }
