@@ -88,6 +88,11 @@ pub trait Backward: Forward {
     /// A workspace for passes of at most `size`.
     fn workspace(&self, size: WorkSize) -> Result<Self::Workspace>;
 
+    /// Bytes of one.
+    fn workspace_bytes(&self, _size: WorkSize) -> u128 {
+        0
+    }
+
     /// Zeros for `len` numbers of a weight's gradient: as exact as sums are.
     fn alloc_gradient(&self, len: usize) -> Result<Self::Buffer> {
         self.alloc(len)

@@ -133,10 +133,17 @@ impl TrainSize {
         let sums = layers * t * config.heads as u128 + rope;
         // Ids, positions and places of tokens; numbers, places, targets, weights and losses of rows.
         let indices = 4 * (6 * t + 5 * r);
+        let mask = (self.length * self.length.div_ceil(32) * 4) as u128;
+        let workspace = backend.workspace_bytes(self.workspace(config));
         let vocab = config.vocab_size;
         let logits = head_rows(vocab, self.rows, backend.logits_at_once()) as u128;
         let stride = backend.logits_stride(vocab) as u128;
-        [body * number + sums * exact + indices, logits * stride * number]
+        [body * number + sums * exact + indices + mask + workspace, logits * stride * number]
+    }
+
+    fn workspace(self, config: &ModelConfig) -> WorkSize {
+        let columns = config.qkv_width().max(config.mlp_width).max(2 * config.width);
+        WorkSize { rows: self.tokens.max(1), columns, heads: config.heads }
     }
 }
 
@@ -181,7 +188,6 @@ impl<B: Backward> TrainArena<B> {
         };
         let head_rows = head_rows(config.vocab_size, r, backend.logits_at_once());
         let logits_stride = backend.logits_stride(config.vocab_size);
-        let columns = config.qkv_width().max(f).max(2 * c);
         Ok(Self {
             size,
             inputs: Inputs {
@@ -222,7 +228,7 @@ impl<B: Backward> TrainArena<B> {
                 None => None,
             },
             drawn: Some(backend.annealed_mask(size.length)?),
-            work: backend.workspace(WorkSize { rows: t, columns, heads: config.heads })?,
+            work: backend.workspace(size.workspace(config))?,
             staged: Staged::default(),
         })
     }

@@ -147,8 +147,7 @@ impl<B: Optimise + Backward> Learner<B> {
             numbers: [numbers, masters],
         };
         fit.check()?;
-        let free = backend.free_memory();
-        let explain = |error| fit.explain(error, free);
+        let explain = |error| fit.explain(error);
         let arena = TrainArena::new(&backend, &config, size).map_err(explain)?;
         let gradients = Gradients::new(&backend, named.iter().cloned()).map_err(explain)?;
         let control = backend.control(&lens).map_err(explain)?;

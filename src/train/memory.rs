@@ -41,9 +41,10 @@ impl TrainMemory {
         }
     }
 
-    /// All together.
+    /// All together, and a fiftieth for what an allocator loses.
     pub fn total(&self) -> u128 {
-        self.gradients + self.moments + self.activations + self.logits
+        let all = self.gradients + self.moments + self.activations + self.logits;
+        all + all.div_ceil(50)
     }
 }
 
@@ -110,9 +111,10 @@ impl<B: Backward> Fit<'_, B> {
     }
 
     /// An error of an allocation, with the plan and what would fit in its place.
-    pub(super) fn explain(&self, error: Error, free: Option<u64>) -> Error {
+    pub(super) fn explain(&self, error: Error) -> Error {
         match error {
-            Error::Memory { .. } => self.refusal(free),
+            // Not by the plan's numbers: those would fit.
+            Error::Memory { .. } => self.refusal(None),
             other => other,
         }
     }
@@ -127,22 +129,25 @@ impl<B: Backward> Fit<'_, B> {
             None => ("more than there is".to_owned(), smaller.to_owned()),
             Some(free) => {
                 let room = u128::from(free);
-                let mut fits = Vec::new();
+                let (mut fits, mut most) = (Vec::new(), 0);
                 for recompute in [false, true] {
                     let largest = self.largest(room, recompute || checkpoint);
                     if largest > 0 && (recompute || !checkpoint) {
                         let with = if recompute && !checkpoint { " with --recompute" } else { "" };
                         fits.push(format!("--batch {largest}{with}"));
+                        most = largest;
                     }
                 }
                 let hint = if fits.is_empty() {
                     format!("no batch of this length fits; {smaller}")
                 } else {
-                    format!(
-                        "{} would fit; --accumulate {} then keeps a step as large",
-                        fits.join(", or "),
-                        batch.div_ceil(self.largest(room, checkpoint).max(1))
-                    )
+                    let parts = batch.div_ceil(most.max(1));
+                    let large = if parts > 1 {
+                        format!("; --accumulate {parts} then keeps a step as large")
+                    } else {
+                        String::new()
+                    };
+                    format!("{} would fit{large}", fits.join(", or "))
                 };
                 (format!("and {free} bytes are free beside the weights"), hint)
             }

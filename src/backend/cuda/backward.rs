@@ -42,6 +42,11 @@ impl<D: Device> Backward for Cuda<D> {
         })
     }
 
+    fn workspace_bytes(&self, size: WorkSize) -> u128 {
+        let WorkSize { rows, columns, heads } = size;
+        4 * (Self::column_parts(rows) as u128 * columns as u128 + rows as u128 * heads as u128)
+    }
+
     fn alloc_gradient(&self, len: usize) -> Result<Buffer<D>> {
         self.alloc_floats(len)
     }
