@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::kernel_for;
-use super::matmul::{F32_SHAPE, Product, begins_on_packs, extent};
+use super::matmul::{Product, begins_on_packs, extent};
+use super::tile::F32_SHAPE;
 use super::{Buffer, Cuda, Device, Format, GemmCall, Launch, LinearEpilogue, Matrix, Tile};
 use crate::backend::{Layout, Rows};
 use crate::element::Dtype;

@@ -35,6 +35,7 @@ mod random;
 mod rope;
 #[cfg(feature = "simt")]
 pub mod simt;
+mod tile;
 mod unmask;
 
 use std::sync::Arc;
@@ -48,10 +49,10 @@ pub(crate) use cublaslt::is_named as library_is_named;
 pub(crate) use device::kernel_for;
 pub use device::{Access, Argument, Buffer, Counts, Device, Facts, Format, Launch, MAX_ARGUMENTS};
 pub use gemm::{GemmCall, GemmLibrary};
-pub(crate) use matmul::Tile;
 pub use matmul::{LinearEpilogue, Matrix};
 pub use needs::{Found, Wanted};
 pub use optim::{OptimControl, OptimState};
+pub(crate) use tile::Tile;
 pub use unmask::{Draws, UnmaskVariant};
 
 use crate::element::Dtype;
