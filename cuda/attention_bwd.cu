@@ -251,7 +251,8 @@ DEVICE void gradient_of_queries(const T* __restrict__ q, const T* __restrict__ k
     bool any = false, all = true;
 #pragma unroll
     for (int word = 0; word < WORDS; word++) {
-      bits[word] = mask.seen(plan, blockIdx.z, at.k_len, block * KEYS + 32 * word);
+      const int key = block * KEYS + 32 * word;
+      bits[word] = mask.seen_of(plan, at.k_len, key, mask.drawn(plan, blockIdx.z, at.k_len, key));
       any |= bits[word] != 0;
       all &= bits[word] == ~0u;
     }

@@ -72,8 +72,14 @@ struct QueryMask {
     if (plan.mode & MASK_CAUSAL) bits = low_bits(position + 1 - key);
     return inside() ? (bits | drawn) & low_bits(keys - key) : 0u;
   }
+  // Both at once. Written out: the forward kernels have no register to spare for a word that is known before its use.
   DEVICE uint32_t seen(const MaskPlan& plan, int segment, int keys, int key) const {
-    return seen_of(plan, keys, key, drawn(plan, segment, keys, key));
+    uint32_t bits = plan.mode == 0 ? ~0u : 0u;
+    if (plan.mode & MASK_CAUSAL) bits = low_bits(position + 1 - key);
+    if ((plan.mode & MASK_WORDS) && inside() && key < keys)
+      bits |= plan.words[static_cast<int64_t>(segment) * plan.segment_stride +
+                         static_cast<int64_t>(known(plan) ? position : 0) * plan.query_stride + key / 32];
+    return inside() ? bits & low_bits(keys - key) : 0u;
   }
 };
 
