@@ -132,12 +132,12 @@ impl Training for Bench<'_> {
         };
         println(&format!(
             "{name}, {parameters} parameters, a step of {} x {} tokens, {scored} masked, {device}: median {middle:.4} s of {} \
-             (least {least:.4} s), {:.1} tokens/s, {:.2} TFLOP/s{memory}",
+             (least {least:.4} s), {:.1} tokens/s, {:.1} GFLOP/s{memory}",
             args.batch,
             args.length,
             seconds.len(),
             tokens as f64 / middle,
-            flops / middle / 1e12
+            flops / middle / 1e9
         ))
     }
 }

@@ -7,7 +7,7 @@ use super::batch::{Objective, Prepared};
 use super::data::{Cursor, Examples};
 use super::loss_scale::LossScale;
 use super::lr::Schedule;
-use super::memory::Fit;
+use super::memory::{Fit, TrainMemory};
 use super::recorded::{MaskKind, Part, Recorded};
 use crate::anneal;
 use crate::backend::{AdamW, Backward, Mask, MomentFormat, Optimise, TokenWeight, Trainable};
@@ -102,6 +102,7 @@ pub struct Learner<B: Optimise + Backward> {
     pub skipped_in_row: u64,
     pub loss_scale: LossScale,
     pub cursor: Cursor,
+    memory: TrainMemory,
     /// Made while the last step went on.
     next: Option<Batches>,
     /// Memory for other batches.
@@ -146,7 +147,7 @@ impl<B: Optimise + Backward> Learner<B> {
             rank,
             numbers: [numbers, masters],
         };
-        fit.check()?;
+        let memory = fit.check()?;
         let explain = |error| fit.explain(error);
         let arena = TrainArena::new(&backend, &config, size).map_err(explain)?;
         let gradients = Gradients::new(&backend, named.iter().cloned()).map_err(explain)?;
@@ -177,9 +178,15 @@ impl<B: Optimise + Backward> Learner<B> {
             skipped_in_row: 0,
             loss_scale: LossScale::new(backend.scales_losses()),
             cursor,
+            memory,
             next: None,
             spare: Vec::new(),
         })
+    }
+
+    /// What it takes beside the weights.
+    pub fn memory(&self) -> TrainMemory {
+        self.memory
     }
 
     pub fn model(&self) -> &Model<B> {

@@ -95,18 +95,15 @@ impl<B: Backward> Fit<'_, B> {
         fits
     }
 
-    /// Looks whether it fits into what the machine has left, where that is known.
+    /// What it takes, having looked whether it fits into what the machine has left, where that is known.
     ///
     /// # Errors
     /// [`Error::Memory`] with the plan and what would fit.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<TrainMemory> {
+        let memory = self.memory(self.recipe.batch, self.shape.checkpoint);
         match self.backend.free_memory() {
-            Some(free)
-                if self.memory(self.recipe.batch, self.shape.checkpoint).total() > u128::from(free) =>
-            {
-                Err(self.refusal(Some(free)))
-            }
-            _ => Ok(()),
+            Some(free) if memory.total() > u128::from(free) => Err(self.refusal(Some(free))),
+            _ => Ok(memory),
         }
     }
 

@@ -103,6 +103,9 @@ impl Training for Run<'_> {
         }
         let resumed = matches!(from, From::Checkpoint(..));
         let mut ready = ready(args, &options, files, resumed, backend, context)?;
+        if args.device.verbose {
+            tell(args, &format!("beside the weights: {}", ready.learner.memory()));
+        }
         match from {
             From::Start(config) => {
                 let folder = RunFolder::create(&args.output)?;
