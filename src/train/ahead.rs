@@ -8,6 +8,8 @@ use crate::rng::Rng;
 
 /// The batches of a step.
 pub(super) struct Batches {
+    /// What they were made by.
+    pub(super) recipe: Recipe,
     /// Where the data stood before and after.
     pub(super) from: Cursor,
     pub(super) to: Cursor,
@@ -38,6 +40,6 @@ impl Batches {
             }
             prepared.weigh(recipe.objective, recipe.accumulate);
         }
-        Ok(Self { from: from.clone(), to: cursor, parts: spare })
+        Ok(Self { recipe: *recipe, from: from.clone(), to: cursor, parts: spare })
     }
 }

@@ -91,6 +91,8 @@ pub struct Learner<B: Optimise + Backward> {
     arena: TrainArena<B>,
     control: B::Control,
     recorded: Recorded<B>,
+    /// The recipe of what was recorded.
+    recorded_by: Recipe,
     /// Matrices are stored in bf16, beside a master copy.
     pub(super) narrow: bool,
     /// Steps tried, skipped ones included: what schedules and annealing count.
@@ -171,6 +173,7 @@ impl<B: Optimise + Backward> Learner<B> {
             arena,
             control,
             recorded: Recorded::default(),
+            recorded_by: recipe,
             narrow: shape.narrow,
             step: 0,
             updates: 0,
@@ -242,7 +245,7 @@ impl<B: Optimise + Backward> Learner<B> {
     pub fn step(&mut self, data: &dyn Examples) -> Result<StepReport> {
         let recipe = self.recipe;
         let batches = match self.next.take() {
-            Some(batches) if batches.from == self.cursor => batches,
+            Some(batches) if batches.from == self.cursor && batches.recipe == recipe => batches,
             _ => Batches::new(data, &self.cursor, &recipe, std::mem::take(&mut self.spare))?,
         };
         let spare = std::mem::take(&mut self.spare);
@@ -282,8 +285,16 @@ impl<B: Optimise + Backward> Learner<B> {
         report
     }
 
+    /// The recipe; what was recorded by another one is forgotten.
+    fn current_recipe(&mut self) -> Recipe {
+        if self.recorded_by != self.recipe {
+            (self.recorded, self.recorded_by) = (Recorded::default(), self.recipe);
+        }
+        self.recipe
+    }
+
     fn step_on(&mut self, parts: &[Prepared]) -> Result<StepReport> {
-        let recipe = self.recipe;
+        let recipe = self.current_recipe();
         let backend = self.model.backend().clone();
         let lr = recipe.schedule.at(self.step);
         let Recipe { betas, eps, decay, clip, .. } = recipe;
@@ -321,6 +332,8 @@ impl<B: Optimise + Backward> Learner<B> {
     fn update(&mut self) -> Result<()> {
         let backend = self.model.backend().clone();
         let Self { model, adapters, states, gradients, control, recorded, .. } = self;
+        // A replay changes the weights without asking for them: nobody else may hold them.
+        every(model, adapters.as_mut())?;
         let work = || {
             for (number, (_, _, gradient)) in gradients.iter().enumerate() {
                 backend.measure(control, number, gradient)?;
@@ -343,7 +356,7 @@ impl<B: Optimise + Backward> Learner<B> {
 
     /// A pass over what is prepared; evaluation is done with full (or causal) attention.
     pub(super) fn pass(&mut self, prepared: &Prepared, number: u64, learn: bool) -> Result<Vec<f32>> {
-        let recipe = self.recipe;
+        let recipe = self.current_recipe();
         let ratio = match recipe.attention {
             Attention::Annealed { steps } if learn => anneal::ratio(self.step, steps),
             _ => 1.0,
