@@ -76,6 +76,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// Loss or gradient was not finite, and the weights were left as they are.
     pub skipped: bool,
+    /// It was skipped, and the next one has a smaller loss scale, which may be all it needs.
+    pub overflowed: bool,
     /// Factor on the losses of the next step ([`LossScale`]); 1 but for f16.
     pub loss_scale: f64,
 }
@@ -316,11 +318,11 @@ impl<B: Optimise + Backward> Learner<B> {
         report.gradient = outcome.gradient;
         report.skipped = outcome.skipped;
         self.step += 1;
-        let overflow = self.loss_scale.after(report.skipped);
+        report.overflowed = self.loss_scale.after(report.skipped);
         report.loss_scale = self.loss_scale.factor();
         if report.skipped {
             self.skipped += 1;
-            self.skipped_in_row += u64::from(!overflow);
+            self.skipped_in_row += u64::from(!report.overflowed);
         } else {
             self.skipped_in_row = 0;
             self.updates += 1;

@@ -134,10 +134,12 @@ impl<B: Optimise + Backward> Watcher<B> for Show<'_> {
             skipped: report.skipped,
         })?;
         if report.skipped {
-            self.say(&format!(
-                "step {}: loss or gradient is not finite; the weights stay as they are",
-                report.step
-            ));
+            let why = if report.overflowed {
+                format!("f16 overflowed; the loss scale becomes {}", report.loss_scale)
+            } else {
+                "loss or gradient is not finite".into()
+            };
+            self.say(&format!("step {}: {why}; the weights stay as they are", report.step));
         } else {
             let mix = |old: f64, new: f64| MEMORY * old + (1.0 - MEMORY) * new;
             self.means = Some(match self.means {
