@@ -168,7 +168,7 @@ fn a_step_is_three_replays() {
             for row in 0..recipe.batch {
                 let ids: Vec<u32> = (0..LENGTH as u32).map(|i| 1 + (row as u32 + number * i) % 90).collect();
                 let masked: Vec<bool> =
-                    (0..LENGTH).map(|i| i > 0 && (i + number as usize) % 3 == 0).collect();
+                    (0..LENGTH).map(|i| i > 0 && (i + number as usize).is_multiple_of(3)).collect();
                 let hide = |(&id, &masked): (&u32, &bool)| if masked { 96 } else { id };
                 let corrupted = Corrupted { ids: ids.iter().zip(&masked).map(hide).collect(), masked };
                 let example = Example { fixed: vec![false; LENGTH], documents: vec![LENGTH], ids };
