@@ -19,16 +19,22 @@ pub fn bench(c: &mut Criterion) {
         betas: [0.9, 0.999],
         eps: 1e-8,
         decay: 0.01,
+        clip: 0.0,
+        unscale: 1.0,
         step: 10,
-        scale: 1.0,
         rng: Rng::new(1),
-        parameter: 0,
     };
-    for (format, name, bytes) in [(MomentFormat::F32, "f32", 28), (MomentFormat::Bf16, "bf16", 20)] {
+    let mut control = cpu.control(&[]).expect("memory");
+    cpu.prepare(&mut control, step).and_then(|()| cpu.settle(&mut control)).expect("settings");
+    let formats =
+        [(MomentFormat::F32, "f32", 28), (MomentFormat::Bf16, "bf16", 20), (MomentFormat::Q8, "8bit", 16)];
+    for (format, name, bytes) in formats {
         group.throughput(Throughput::Bytes((bytes * len) as u64));
         let mut state = cpu.state(Trainable::Vector(&mut p), format).expect("memory");
         group.bench_function(BenchmarkId::new("step", name), |b| {
-            cpu.run(|| b.iter(|| cpu.step(Trainable::Vector(&mut p), &g, &mut state, step).unwrap()));
+            cpu.run(|| {
+                b.iter(|| cpu.step(Trainable::Vector(&mut p), &g, &mut state, &control, 0, true).unwrap())
+            });
         });
     }
     group.throughput(Throughput::Bytes((28 * len) as u64));

@@ -14,7 +14,7 @@ pub enum Training {
     /// Bidirectional, of `batch` sequences of one length, q | k | v in one buffer, as are their gradients.
     Attention { batch: usize, heads: usize, length: usize, head_dim: usize },
     /// The head, the loss and the gradients of hidden rows and of the head's weight, for the `masked` rows of a step's `rows`,
-    /// gathered beforehand: at most [`CHUNK`] rows of logits at a time.
+    /// gathered beforehand: at most 4096 rows of logits at a time.
     MaskedLoss { rows: usize, masked: usize, width: usize, vocab: usize },
     /// Of a linear layer's weight.
     Weight { rows: usize, inputs: usize, outputs: usize, layout: Layout },

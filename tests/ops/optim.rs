@@ -146,7 +146,7 @@ fn after_three(cpu: &Cpu<f32>, dtype: Dtype, format: MomentFormat) -> (Vec<u8>, 
     let mut state = cpu.state(Trainable::Matrix(&mut weight), format).unwrap();
     for t in 1..=3 {
         let gradient = upload(cpu, &random.numbers(LONG));
-        step(&cpu, Trainable::Matrix(&mut weight), &gradient, &mut state, settings(t)).unwrap();
+        step(cpu, Trainable::Matrix(&mut weight), &gradient, &mut state, settings(t)).unwrap();
     }
     let master = cpu.read_parameter(Trainable::Matrix(&mut weight), Some(&state)).unwrap();
     (weight.bytes().to_vec(), bits(&master), cpu.read_moments(&state).unwrap().1)

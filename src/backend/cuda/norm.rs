@@ -18,7 +18,7 @@ impl<D: Device> Cuda<D> {
     /// it first and the sum is what is normalised. Buffers are of format `dtype`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) when a buffer is too short or of another format; those of the device.
+    /// [`Error::Shape`] when a buffer is too short or of another format; those of the device.
     #[allow(clippy::too_many_arguments)]
     pub fn norm(
         &self,
