@@ -121,18 +121,30 @@ fn engine(args: &DeviceArgs, weights: Weights<'_>, context: &Context) -> Result<
     let dtype = dtype_of_card(args)?.unwrap_or(Dtype::F32);
     match Place::named(&args.device)? {
         Place::Cpu => {
-            let cpu = cpu(args)?;
-            let device = format!("cpu, {} threads, {}", cpu.threads(), cpu.level());
+            let (cpu, device) = cpu_and_line(args)?;
             load_on(cpu, device, None, args, weights, context)
         }
         Place::Simt => simt(dtype, args, weights, context),
         Place::Cuda(ordinal) => {
-            let cuda = with_gemm(Cuda::with_dtype(Card::open(ordinal)?, dtype), args)?;
-            let facts = describe(cuda.device().facts());
-            let (device, gemm) = (format!("cuda:{ordinal}, {facts}, {dtype}{}", by(&cuda)), cuda.library());
+            let (cuda, device) = card_and_line(ordinal, dtype, args)?;
+            let gemm = cuda.library();
             load_on(cuda, device, gemm, args, weights, context)
         }
     }
+}
+
+/// The CPU, and what it is in a line.
+fn cpu_and_line(args: &DeviceArgs) -> Result<(Cpu<f32>, String)> {
+    let cpu = cpu(args)?;
+    let line = format!("cpu, {} threads, {}", cpu.threads(), cpu.level());
+    Ok((cpu, line))
+}
+
+/// A card that computes in `dtype`, and what it is in a line.
+fn card_and_line(ordinal: usize, dtype: Dtype, args: &DeviceArgs) -> Result<(Cuda<Card>, String)> {
+    let cuda = with_gemm(Cuda::with_dtype(Card::open(ordinal)?, dtype), args)?;
+    let line = format!("cuda:{ordinal}, {}, {dtype}{}", describe(cuda.device().facts()), by(&cuda));
+    Ok((cuda, line))
 }
 
 /// With the matrix library, if it is wanted. Of itself it is looked for in 16 bits on a card; for the SIMT machine there is none
@@ -161,9 +173,12 @@ fn by<D: Device>(cuda: &Cuda<D>) -> String {
     cuda.library().map_or(String::new(), |library| format!(", products by {library}"))
 }
 
-/// The SIMT machine, with the limits that the environment sets for tests.
+/// The SIMT machine that computes in `dtype`, with the limits that the environment sets for tests, and what it is in a line.
 #[cfg(feature = "simt")]
-fn simt_machine() -> Result<crate::backend::cuda::simt::Simt> {
+fn simt_and_line(
+    dtype: Dtype,
+    args: &DeviceArgs,
+) -> Result<(Cuda<crate::backend::cuda::simt::Simt>, String)> {
     use crate::backend::cuda::simt::{Limits, Options, Simt};
 
     let number = |name: &str| -> Result<Option<u64>> {
@@ -173,13 +188,16 @@ fn simt_machine() -> Result<crate::backend::cuda::simt::Simt> {
     };
     let limits =
         Limits { memory: number("LACUNA_SIMT_MEMORY")?, lose_after: number("LACUNA_SIMT_LOSE_AFTER")? };
-    Ok(Simt::with_limits(Options { seed: 0, check: false }, limits))
+    let machine = Simt::with_limits(Options { seed: 0, check: false }, limits);
+    let cuda = with_gemm(Cuda::with_dtype(machine, dtype), args)?;
+    let line = format!("host SIMT machine, {dtype}{}", by(&cuda));
+    Ok((cuda, line))
 }
 
 #[cfg(feature = "simt")]
 fn simt(dtype: Dtype, args: &DeviceArgs, weights: Weights<'_>, context: &Context) -> Result<Box<dyn Engine>> {
-    let cuda = with_gemm(Cuda::with_dtype(simt_machine()?, dtype), args)?;
-    let (device, gemm) = (format!("host SIMT machine, {dtype}{}", by(&cuda)), cuda.library());
+    let (cuda, device) = simt_and_line(dtype, args)?;
+    let gemm = cuda.library();
     load_on(cuda, device, gemm, args, weights, context)
 }
 

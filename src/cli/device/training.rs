@@ -1,9 +1,7 @@
 //! What training runs on.
 
 use super::super::args::DeviceArgs;
-use super::{Place, by, check, cpu, describe, dtype_of_card, with_gemm};
-use crate::backend::cuda::driver::Card;
-use crate::backend::cuda::{Cuda, Device};
+use super::{Place, card_and_line, check, cpu_and_line, dtype_of_card};
 use crate::backend::{Backend, Backward, Optimise};
 use crate::element::Dtype;
 use crate::error::Result;
@@ -26,14 +24,12 @@ pub fn train(args: &DeviceArgs, training: impl Training) -> Result<()> {
     let dtype = dtype_of_card(args)?.unwrap_or(Dtype::F32);
     match Place::named(&args.device)? {
         Place::Cpu => {
-            let cpu = cpu(args)?;
-            let device = format!("cpu, {} threads, {}", cpu.threads(), cpu.level());
+            let (cpu, device) = cpu_and_line(args)?;
             training.run(cpu, &device)
         }
         Place::Simt => simt(dtype, args, training),
         Place::Cuda(ordinal) => {
-            let cuda = with_gemm(Cuda::with_dtype(Card::open(ordinal)?, dtype), args)?;
-            let device = format!("cuda:{ordinal}, {}, {dtype}{}", describe(cuda.device().facts()), by(&cuda));
+            let (cuda, device) = card_and_line(ordinal, dtype, args)?;
             training.run(cuda, &device)
         }
     }
@@ -41,8 +37,7 @@ pub fn train(args: &DeviceArgs, training: impl Training) -> Result<()> {
 
 #[cfg(feature = "simt")]
 fn simt(dtype: Dtype, args: &DeviceArgs, training: impl Training) -> Result<()> {
-    let cuda = with_gemm(Cuda::with_dtype(super::simt_machine()?, dtype), args)?;
-    let device = format!("host SIMT machine, {dtype}{}", by(&cuda));
+    let (cuda, device) = super::simt_and_line(dtype, args)?;
     training.run(cuda, &device)
 }
 
