@@ -2,8 +2,8 @@
 
 use super::grid::Case;
 use super::kernels::Bench;
-use super::training::{CHUNK, Training, logits_stride};
-use crate::backend::cuda::{Buffer, Cuda, Device, DeviceMask, MaskOnDevice, Matrix, Segments};
+use super::training::{CHUNK, Training};
+use crate::backend::cuda::{Buffer, Cuda, Device, DeviceMask, MaskOnDevice, Matrix, Segments, logits_stride};
 use crate::backend::{
     AdamW, Attended, Backward, Epilogue, Forward, HeadShape, Layout, MomentFormat, Optimise, Rows, Segment,
     TokenWeight, Trainable, WorkSize,

@@ -1,12 +1,13 @@
 //! What only training asks of a card: the second half of the list in `tools/gpu/sizes.py`.
 
 use super::grid::Case;
+use crate::backend::cuda::{LOGITS_AT_ONCE, logits_stride};
 use crate::backend::{Layout, MomentFormat};
 use crate::config::NormKind;
 use crate::element::Dtype;
 
-/// Rows of logits at a time.
-pub(super) const CHUNK: usize = 4096;
+/// Rows of logits at a time, as in a training pass: the vocabularies here are too small for the other limit.
+pub(super) const CHUNK: usize = LOGITS_AT_ONCE[1];
 
 /// A launch, or several that belong together, and their sizes. Gradients of weights are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,11 +65,6 @@ impl Training {
                 format!("gradients of {name}, rows {rows}, width {width}")
             }
             Training::AdamW { count, moments } => {
-                let moments = match moments {
-                    MomentFormat::F32 => "f32",
-                    MomentFormat::Bf16 => "bf16",
-                    MomentFormat::Q8 => "8bit",
-                };
                 format!("AdamW, {count} numbers, moments {moments}")
             }
         }
@@ -118,11 +114,6 @@ impl Training {
             _ => 0,
         }
     }
-}
-
-/// Numbers from a row of logits to the next.
-pub(super) fn logits_stride(vocab: usize) -> usize {
-    vocab.next_multiple_of(64)
 }
 
 const BF16: Dtype = Dtype::Bf16;

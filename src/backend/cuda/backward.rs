@@ -14,10 +14,13 @@ use crate::config::{Activation, NormKind};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 
-/// Rows of logits begin this many numbers apart, or a multiple of it.
-const LOGITS_APART: usize = 64;
 /// Logits that are formed at a time, and rows of them: enough for products that fill a card.
-const LOGITS_AT_ONCE: [usize; 2] = [1 << 28, 4096];
+pub(crate) const LOGITS_AT_ONCE: [usize; 2] = [1 << 28, 4096];
+
+/// Numbers from a row of logits to the next: rows begin on 128 bytes.
+pub(crate) fn logits_stride(vocab: usize) -> usize {
+    vocab.next_multiple_of(64)
+}
 
 /// Sums on their way.
 #[derive(Debug)]
@@ -60,7 +63,7 @@ impl<D: Device> Backward for Cuda<D> {
     }
 
     fn logits_stride(&self, vocab: usize) -> usize {
-        vocab.next_multiple_of(LOGITS_APART)
+        logits_stride(vocab)
     }
 
     fn logits_at_once(&self) -> [usize; 2] {
@@ -104,7 +107,7 @@ impl<D: Device> Backward for Cuda<D> {
     ) -> Result<()> {
         let dx = (dx, Rows { at, stride: weight.inputs() });
         // Gradients of logits: zeros lie between their rows.
-        let padded = dy.1.at == 0 && dy.1.stride == self.logits_stride(outputs.len());
+        let padded = dy.1.at == 0 && dy.1.stride == logits_stride(outputs.len());
         self.linear_backward_input(self.dtype, dy, padded, rows, weight, outputs, accumulate, dx)
     }
 

@@ -44,6 +44,7 @@ pub use super::{NoiseAddress, RowNoise, UNMASK_WORDS, unmask_words};
 pub use attention::{DeviceMask, Segments};
 pub use backend::MaskOnDevice;
 pub use backward::Workspace;
+pub(crate) use backward::{LOGITS_AT_ONCE, logits_stride};
 pub use commit::{Canvas, Needs, Record};
 pub(crate) use cublaslt::is_named as library_is_named;
 pub(crate) use device::kernel_for;
