@@ -308,20 +308,7 @@ impl<D: Device> Cuda<D> {
                 None => launch.null(),
             };
         }
-        for (name, stride) in
-            ["q stride in bytes", "k stride in bytes", "v stride in bytes"].into_iter().zip(strides)
-        {
-            launch.size(name, stride)?;
-        }
-        launch
-            .size("group", group)?
-            .size("q rows", q_rows)?
-            .u32(plan.mode)
-            .size("mask rows", plan.queries)?;
-        launch
-            .size("query stride", plan.query_stride)?
-            .size("segment stride", plan.segment_stride)?
-            .f32(scale_log2);
+        plan.push_sizes(&mut launch, strides, group, q_rows)?.f32(scale_log2);
         // SAFETY: the kernel reads the rows of the segments, which `Segments` keeps below `q_rows` and `k_rows`, at the
         // strides and widths checked by `read_rows`; words of queries below `plan.queries` (it looks) and keys of the
         // segments, which `MaskPlan::new` found there; it writes rows of `out` and `lse` below `q_rows`.
@@ -373,6 +360,28 @@ pub(super) struct MaskPlan<'a, D: Device> {
 }
 
 impl<'a, D: Device> MaskPlan<'a, D> {
+    /// Adds the strides in bytes of rows of q, k and v, and what the kernels know of heads, rows and mask.
+    pub(super) fn push_sizes<'l, 'b>(
+        &self,
+        launch: &'l mut Launch<'b>,
+        strides: [usize; 3],
+        group: usize,
+        q_rows: usize,
+    ) -> Result<&'l mut Launch<'b>> {
+        for (name, stride) in
+            ["q stride in bytes", "k stride in bytes", "v stride in bytes"].into_iter().zip(strides)
+        {
+            launch.size(name, stride)?;
+        }
+        launch
+            .size("group", group)?
+            .size("q rows", q_rows)?
+            .u32(self.mode)
+            .size("mask rows", self.queries)?
+            .size("query stride", self.query_stride)?
+            .size("segment stride", self.segment_stride)
+    }
+
     pub(super) fn new(mask: DeviceMask<'a, D>, segments: &Segments<D>) -> Result<Self> {
         let none = |mode| Self { mode, words: None, queries: 0, query_stride: 0, segment_stride: 0 };
         match mask {

@@ -179,18 +179,8 @@ impl<D: Device> Kept<'_, D> {
                 got: width,
             });
         }
-        for (name, stride) in
-            ["q stride in bytes", "k stride in bytes", "v stride in bytes"].into_iter().zip(strides)
-        {
-            launch.size(name, stride)?;
-        }
-        launch
-            .size("group", group)?
-            .size("q rows", q_rows)?
-            .u32(self.plan.mode)
-            .size("mask rows", self.plan.queries)?
-            .size("query stride", self.plan.query_stride)?
-            .size("segment stride", self.plan.segment_stride)?
+        self.plan
+            .push_sizes(launch, strides, group, q_rows)?
             .f32(self.shape.scale as f32)
             .f32((self.shape.scale * std::f64::consts::LOG2_E) as f32);
         Ok(())

@@ -54,9 +54,14 @@ impl<D: Device> Cuda<D> {
         if dtype == self.dtype {
             return Ok(stored);
         }
-        let mut converted = Buffer::new(&self.device, self.dtype, stored.len())?;
-        self.cast((&stored, dtype, 0), (&mut converted, self.dtype, 0), stored.len())?;
-        Ok(converted)
+        self.cast_of(&stored, dtype, self.dtype)
+    }
+
+    /// The numbers of `from` in another format than their own.
+    pub(super) fn cast_of(&self, from: &Buffer<D>, dtype: Dtype, to: Dtype) -> Result<Buffer<D>> {
+        let mut cast = Buffer::new(&self.device, to, from.len())?;
+        self.cast((from, dtype, 0), (&mut cast, to, 0), from.len())?;
+        Ok(cast)
     }
 }
 

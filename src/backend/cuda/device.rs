@@ -198,15 +198,28 @@ impl<D: Device> Buffer<D> {
     /// # Errors
     /// Those of [`Buffer::new`].
     pub fn floats(device: &D, dtype: Dtype, numbers: &[f32]) -> Result<Self> {
-        match dtype {
-            Dtype::F32 => Self::of(device, dtype, numbers),
-            Dtype::F16 => {
+        let mut buffer = Self::new(device, dtype, numbers.len())?;
+        buffer.write_rounded(device, numbers)?;
+        Ok(buffer)
+    }
+
+    /// [`write`](Self::write)s `numbers` to the start of a buffer of floats, rounded to its format (to nearest even).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they do not fit, or it holds no floats.
+    pub fn write_rounded(&mut self, device: &D, numbers: &[f32]) -> Result<()> {
+        match self.format {
+            Format::Float(Dtype::F16) => {
                 let rounded: Vec<half::f16> = numbers.iter().map(|&x| half::f16::from_f32(x)).collect();
-                Self::of(device, dtype, &rounded)
+                self.write(device, 0, &rounded)
             }
-            Dtype::Bf16 => {
+            Format::Float(Dtype::Bf16) => {
                 let rounded: Vec<half::bf16> = numbers.iter().map(|&x| half::bf16::from_f32(x)).collect();
-                Self::of(device, dtype, &rounded)
+                self.write(device, 0, &rounded)
+            }
+            Format::Float(Dtype::F32) => self.write(device, 0, numbers),
+            other => {
+                Err(Error::Shape { op: "write", what: "bytes of a float", expected: 4, got: other.size() })
             }
         }
     }

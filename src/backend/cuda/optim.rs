@@ -1,8 +1,6 @@
 //! Launches of `cuda/optim.cu`: [`Optimise`] on a device. All that changes from step to step lies in the device memory of an
 //! [`OptimControl`], so that what comes between [`Optimise::prepare`] and [`Optimise::outcome`] can be recorded.
 
-use half::{bf16, f16};
-
 use super::matmul::sizes;
 use super::{Buffer, Cuda, Device, Format, Launch, Matrix};
 use crate::backend::{AdamW, Layout, MOMENT_BLOCK, MomentFormat, Optimise, Outcome, Trainable};
@@ -163,28 +161,6 @@ impl<D: Device> Cuda<D> {
         }
         // SAFETY: a block reads its numbers below `len`, and writes one partial sum.
         unsafe { self.device.launch(&launch) }
-    }
-
-    /// `numbers` in place of those of `buffer`, rounded to its format.
-    fn overwrite(&self, buffer: &mut Buffer<D>, numbers: &[f32]) -> Result<()> {
-        match buffer.format() {
-            Format::Float(Dtype::Bf16) => {
-                let rounded: Vec<bf16> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
-                buffer.write(&self.device, 0, &rounded)
-            }
-            Format::Float(Dtype::F16) => {
-                let rounded: Vec<f16> = numbers.iter().map(|&x| f16::from_f32(x)).collect();
-                buffer.write(&self.device, 0, &rounded)
-            }
-            _ => buffer.write(&self.device, 0, numbers),
-        }
-    }
-
-    /// The numbers of `from` in another format than their own.
-    fn cast_of(&self, from: &Buffer<D>, dtype: Dtype, to: Dtype) -> Result<Buffer<D>> {
-        let mut cast = Buffer::new(&self.device, to, from.len())?;
-        self.cast((from, dtype, 0), (&mut cast, to, 0), from.len())?;
-        Ok(cast)
     }
 }
 
@@ -397,7 +373,7 @@ impl<D: Device> Optimise for Cuda<D> {
         if let Some(original) = to.original.and_then(Option::as_mut) {
             original.write(&self.device, 0, numbers)?;
         }
-        self.overwrite(to.buffer, numbers)
+        to.buffer.write_rounded(&self.device, numbers)
     }
 
     fn read_moments(&self, state: &OptimState<D>) -> Result<(MomentFormat, [Vec<u8>; 2])> {

@@ -1,5 +1,7 @@
 //! The optimiser on the host SIMT machine: recordings, master copies, checkpoints, refusals.
 
+use half::{bf16, f16};
+
 use super::*;
 use crate::backend::Backend;
 use crate::backend::cuda::simt::{Options, Simt};
