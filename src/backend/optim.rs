@@ -32,7 +32,30 @@ pub enum MomentFormat {
     Q8,
 }
 
+impl std::fmt::Display for MomentFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let named = Self::NAMED.iter().find(|(_, format)| format == self);
+        f.write_str(named.map_or("", |(name, _)| name))
+    }
+}
+
+impl std::str::FromStr for MomentFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let named = Self::NAMED.into_iter().find(|(name, _)| *name == text);
+        named.map(|(_, format)| format).ok_or_else(|| {
+            let names = Self::NAMED.map(|(name, _)| name).join(", ");
+            format!("{text}: expected one of {names}")
+        })
+    }
+}
+
 impl MomentFormat {
+    /// All of them, with the names that flags and configurations have for them.
+    pub const NAMED: [(&'static str, Self); 3] =
+        [("f32", Self::F32), ("bf16", Self::Bf16), ("8bit", Self::Q8)];
+
     /// Bytes of one moment of `len` numbers.
     pub fn bytes(self, len: usize) -> usize {
         match self {

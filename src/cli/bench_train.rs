@@ -50,8 +50,8 @@ pub struct TrainArgs {
     #[arg(long, help_heading = "Work")]
     recompute: bool,
     /// Format of the moments: f32, bf16 or 8bit
-    #[arg(long, value_name = "NAME", default_value = "f32", help_heading = "Work")]
-    moments: String,
+    #[arg(long, value_name = "NAME", default_value_t, help_heading = "Work")]
+    moments: MomentFormat,
     /// Rank of adapters that are trained instead of the weights
     #[arg(long, value_name = "N", help_heading = "Work")]
     lora_rank: Option<usize>,
@@ -75,29 +75,20 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     if !(0.0..=1.0).contains(&args.masked) {
         return Err(Error::request(format!("--masked {}: expected a share, 0 to 1", args.masked)));
     }
-    let moments = match args.moments.as_str() {
-        "f32" => MomentFormat::F32,
-        "bf16" => MomentFormat::Bf16,
-        "8bit" => MomentFormat::Q8,
-        other => {
-            return Err(Error::request(format!("--moments {other}: expected one of f32, bf16, 8bit")));
-        }
-    };
-    device::train(&args.device, Bench { args, moments, context })
+    device::train(&args.device, Bench { args, context })
 }
 
 /// Steps to be timed on some machine.
 struct Bench<'a> {
     args: &'a TrainArgs,
-    moments: MomentFormat,
     context: &'a Context,
 }
 
 impl Training for Bench<'_> {
     fn run<B: Optimise + Backward + Backend<Elem = f32>>(self, backend: B, device: &str) -> Result<()> {
-        let Bench { args, moments, context } = self;
+        let Bench { args, context } = self;
         let free = backend.free_memory();
-        let (name, mut learner) = learner(args, moments, backend.clone())?;
+        let (name, mut learner) = learner(args, backend.clone())?;
         let config = learner.model().config().clone();
         let parameters: usize =
             parameters_of(&config).iter().map(|e| e.shape.iter().product::<usize>()).sum();
@@ -119,7 +110,7 @@ impl Training for Bench<'_> {
                     "masked": scored, "device": device, "dtype": dtype.to_string(), "threads": threads, "seconds": middle,
                     "min_seconds": least, "runs": seconds.len(), "tokens_per_second": tokens as f64 / middle,
                     "flops": flops, "flops_per_second": flops / middle, "peak_rss_bytes": peak, "device_bytes": taken,
-                    "loss": loss, "recompute": args.recompute, "moments": args.moments, "lora_rank": args.lora_rank,
+                    "loss": loss, "recompute": args.recompute, "moments": args.moments.to_string(), "lora_rank": args.lora_rank,
                 })
                 .to_string(),
             );
@@ -142,11 +133,7 @@ impl Training for Bench<'_> {
     }
 }
 
-fn learner<B: Optimise + Backward>(
-    args: &TrainArgs,
-    moments: MomentFormat,
-    backend: B,
-) -> Result<(String, Learner<B>)> {
+fn learner<B: Optimise + Backward>(args: &TrainArgs, backend: B) -> Result<(String, Learner<B>)> {
     // Adapters leave the weights as they are.
     let trained = args.lora_rank.is_none();
     let (name, model) = match args.shape {
@@ -191,7 +178,7 @@ fn learner<B: Optimise + Backward>(
         decay: 0.1,
         clip: 1.0,
         token: TokenWeight::NONE,
-        moments,
+        moments: args.moments,
         seed: 0,
     };
     let shape = Shape { trained, narrow: false, length: args.length, checkpoint: args.recompute };

@@ -25,17 +25,10 @@ impl TrainMemory {
         [numbers, masters]: [usize; 2],
         moments: MomentFormat,
     ) -> Self {
-        let numbers = numbers as u128;
-        let moments = match moments {
-            MomentFormat::F32 => 8 * numbers,
-            MomentFormat::Bf16 => 4 * numbers,
-            // Two codes, and two scales for 256 of them.
-            MomentFormat::Q8 => 2 * numbers + numbers.div_ceil(32),
-        };
         let [activations, logits] = size.bytes(backend, config);
         Self {
-            gradients: numbers * backend.gradient_bytes() as u128,
-            moments: moments + 4 * masters as u128,
+            gradients: numbers as u128 * backend.gradient_bytes() as u128,
+            moments: 2 * moments.bytes(numbers) as u128 + 4 * masters as u128,
             activations,
             logits,
         }

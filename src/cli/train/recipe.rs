@@ -152,7 +152,6 @@ pub fn plan(options: &Options, files: &ModelFiles, mask_id: Option<u32>) -> Resu
         alpha: within("focal-alpha", options.focal_alpha, f64::MIN_POSITIVE..=large, "a number above 0")?,
         gamma: within("focal-gamma", options.focal_gamma, 0.0..=large, "a number from 0 on")?,
     };
-    let formats = [("f32", MomentFormat::F32), ("bf16", MomentFormat::Bf16), ("8bit", MomentFormat::Q8)];
     let recipe = Recipe {
         objective,
         attention,
@@ -165,7 +164,7 @@ pub fn plan(options: &Options, files: &ModelFiles, mask_id: Option<u32>) -> Resu
         decay: within("weight-decay", options.weight_decay, 0.0..=large, "a number from 0 on")?,
         clip: within("clip", options.clip, 0.0..=large, "a length, or 0 for no clipping")?,
         token,
-        moments: word("moments", &options.moments, &formats)?,
+        moments: word("moments", &options.moments, &MomentFormat::NAMED)?,
         seed: options.seed,
     };
     let every = |flag, n: Option<u64>| match n {
