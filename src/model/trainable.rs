@@ -60,10 +60,20 @@ impl<B: Optimise> Model<B> {
     /// # Errors
     /// [`Error::Request`] while the parameters are shared with somebody else.
     pub fn parameters_mut(&mut self) -> Result<Vec<(String, Trainable<'_, B>)>> {
-        match Arc::get_mut(&mut self.parameters) {
-            Some(parameters) => Ok(parameters.each_mut()),
-            None => Err(Error::request("the weights are in use elsewhere and cannot be changed")),
-        }
+        self.own_parameters().map(Parameters::each_mut)
+    }
+
+    /// That nobody else holds the parameters, which is what [`parameters_mut`](Self::parameters_mut) asks for too.
+    ///
+    /// # Errors
+    /// [`Error::Request`] while they are shared with somebody else.
+    pub fn owns_parameters(&mut self) -> Result<()> {
+        self.own_parameters().map(drop)
+    }
+
+    fn own_parameters(&mut self) -> Result<&mut Parameters<B>> {
+        Arc::get_mut(&mut self.parameters)
+            .ok_or_else(|| Error::request("the weights are in use elsewhere and cannot be changed"))
     }
 
     /// The logits of row i predict position i + 1, or not: what a network is trained to do.

@@ -335,7 +335,7 @@ impl<B: Optimise + Backward> Learner<B> {
         let backend = self.model.backend().clone();
         let Self { model, adapters, states, gradients, control, recorded, .. } = self;
         // A replay changes the weights without asking for them: nobody else may hold them.
-        every(model, adapters.as_mut())?;
+        model.owns_parameters()?;
         let work = || {
             for (number, (_, _, gradient)) in gradients.iter().enumerate() {
                 backend.measure(control, number, gradient)?;
