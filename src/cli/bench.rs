@@ -13,7 +13,7 @@ use super::device;
 use super::terminal::{note, println};
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
-use crate::model::SyntheticShape;
+use crate::model::NetworkShape;
 use crate::profile::{self, Timing, median};
 use crate::sample::{Canvas, Limits, Observer, Pace, Request, Step};
 
@@ -57,9 +57,9 @@ struct Denoise {
     /// A folder, a safetensors file, or a Hugging Face id [default: the bundled model]
     #[arg(long, short, value_name = "DIR|ID", env = "LACUNA_MODEL", help_heading = "Model")]
     model: Option<String>,
-    /// Made-up weights in the shape of diffugpt-s, diffugpt-m or diffullama-7b
-    #[arg(long, value_name = "NAME", conflicts_with = "model", help_heading = "Model")]
-    shape: Option<SyntheticShape>,
+    /// Made-up weights in the shape of diffugpt-s, diffugpt-m, diffullama-7b, smollm2-135m, or of a config.json
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "model", help_heading = "Model")]
+    shape: Option<NetworkShape>,
     /// Tokens of a canvas [default: 512, or all that the model has]
     #[arg(long, short, value_name = "N", help_heading = "Work")]
     length: Option<usize>,
@@ -148,7 +148,7 @@ fn denoise(args: &Denoise, context: &Context) -> Result<()> {
     }
     device::check(&args.device)?;
     let start = Instant::now();
-    let (name, engine, first) = match args.shape {
+    let (name, engine, first) = match &args.shape {
         Some(shape) => (shape.to_string(), device::synthetic(&args.device, shape, args.seed, context)?, 0),
         None => {
             let files = ModelFiles::find(args.model.as_deref())?;
@@ -210,7 +210,7 @@ fn denoise(args: &Denoise, context: &Context) -> Result<()> {
     if args.json {
         println(
             &json!({
-                "bench": "denoise", "model": name, "shape": args.shape.map(|s| s.name()), "length": length,
+                "bench": "denoise", "model": name, "shape": args.shape.as_ref().map(|s| &s.name), "length": length,
                 "steps": args.steps, "batch": args.batch, "ar": args.ar, "dtype": engine.dtype(),
                 "median_s": median_s, "min_s": min_s, "runs": seconds.len(), "nfe": mean_nfe, "tokens": filled,
                 "tokens_per_s": tokens_per_s, "flops": flops, "tflop_per_s": tflop_per_s, "load_s": load_s,

@@ -15,7 +15,7 @@ use crate::diffusion::loss::LossNorm;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::{ModelFiles, SpecialIds};
-use crate::model::{Adapters, Model, SyntheticShape, parameters_of};
+use crate::model::{Adapters, Model, NetworkShape, parameters_of};
 use crate::profile::{flops, median};
 use crate::rng::{Purpose, Rng};
 use crate::train::batch::{Objective, TimeWeight};
@@ -28,9 +28,9 @@ pub struct TrainArgs {
     /// A folder, or a Hugging Face id [default: the bundled model]
     #[arg(long, short, value_name = "DIR|ID", env = "LACUNA_MODEL", help_heading = "Model")]
     model: Option<String>,
-    /// Made-up weights in the shape of diffugpt-s, diffugpt-m or diffullama-7b
-    #[arg(long, value_name = "NAME", conflicts_with = "model", help_heading = "Model")]
-    shape: Option<SyntheticShape>,
+    /// Made-up weights in the shape of diffugpt-s, diffugpt-m, diffullama-7b, smollm2-135m, or of a config.json
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "model", help_heading = "Model")]
+    shape: Option<NetworkShape>,
     /// Sequences of a step
     #[arg(long, short, value_name = "N", default_value_t = 4, help_heading = "Work")]
     batch: usize,
@@ -136,13 +136,13 @@ impl Training for Bench<'_> {
 fn learner<B: Optimise + Backward>(args: &TrainArgs, backend: B) -> Result<(String, Learner<B>)> {
     // Adapters leave the weights as they are.
     let trained = args.lora_rank.is_none();
-    let (name, model) = match args.shape {
+    let (name, model) = match &args.shape {
         Some(shape) => {
             let special = SpecialIds::default();
             let model = if trained {
-                Model::untrained(backend.clone(), shape.config(), special, true, 0, Dtype::F32)?
+                Model::untrained(backend.clone(), shape.config.clone(), special, true, 0, Dtype::F32)?
             } else {
-                Model::synthetic(backend.clone(), shape, 0)?
+                Model::synthetic(backend.clone(), shape.clone(), 0)?
             };
             (shape.to_string(), model)
         }

@@ -20,6 +20,9 @@ pub const MAX_LAYERS: usize = 10_000;
 /// Most positions.
 pub const MAX_POSITIONS: usize = 1 << 24;
 
+/// Most bytes of the file.
+const MAX_BYTES: u64 = 1 << 24;
+
 /// Reads the text of a `config.json`; `path` is named in errors.
 ///
 /// # Errors
@@ -28,6 +31,14 @@ pub const MAX_POSITIONS: usize = 1 << 24;
 /// a variant of the arithmetic that this engine does not compute.
 pub fn parse(text: &[u8], path: &Path) -> Result<ModelConfig> {
     from_object(&Object::parse(text, path)?)
+}
+
+/// Reads a `config.json` file.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io); those of [`parse`].
+pub fn read(path: &Path) -> Result<ModelConfig> {
+    parse(&super::read_limited(path, MAX_BYTES)?, path)
 }
 
 pub(super) fn from_object(o: &Object) -> Result<ModelConfig> {

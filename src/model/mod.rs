@@ -22,7 +22,7 @@ pub use grow::add_mask_token;
 pub use head::Drawing;
 pub use names::{Entry, Layout, NameScheme, layout, parameters_of};
 pub use params::{Layer, Linear, MemoryReport, Mlp, Norm, Parameters, Qkv};
-pub use synthetic::SyntheticShape;
+pub use synthetic::{NetworkShape, SyntheticShape};
 pub use train_arena::{TrainArena, TrainBatch, TrainSize};
 pub use train_pass::{Learning, PassMask, PassShape};
 

@@ -21,7 +21,7 @@ use crate::backend::{Backend, Denoise, Forward};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
-use crate::model::{LoadOptions, MemoryReport, Model, SyntheticShape};
+use crate::model::{LoadOptions, MemoryReport, Model, NetworkShape};
 use crate::profile::{self, Timing};
 
 /// The CPU, for what is done on it in any case.
@@ -92,7 +92,7 @@ enum Weights<'a> {
     /// Files, whose every number is checked to be finite.
     Files(&'a ModelFiles),
     /// A shape and a seed.
-    Synthetic(SyntheticShape, u64),
+    Synthetic(&'a NetworkShape, u64),
 }
 
 /// Loads the weights of `files` onto the machine that `--device` names; every number is checked to be finite.
@@ -109,7 +109,7 @@ pub fn load(args: &DeviceArgs, files: &ModelFiles, context: &Context) -> Result<
 /// Those of [`check`] and [`Model::synthetic`].
 pub fn synthetic(
     args: &DeviceArgs,
-    shape: SyntheticShape,
+    shape: &NetworkShape,
     seed: u64,
     context: &Context,
 ) -> Result<Box<dyn Engine>> {
@@ -218,7 +218,7 @@ fn load_on<B: Forward + Denoise + Backend<Elem = f32>>(
     let start = Instant::now();
     let model = match weights {
         Weights::Files(files) => Model::load(backend, files, LoadOptions { check_finite: true })?,
-        Weights::Synthetic(shape, seed) => Model::synthetic(backend, shape, seed)?,
+        Weights::Synthetic(shape, seed) => Model::synthetic(backend, shape.clone(), seed)?,
     };
     // What was sent to a card is there once it has nothing left to do.
     model.backend().synchronize()?;
