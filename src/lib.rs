@@ -37,6 +37,7 @@ pub mod diffusion;
 pub mod element;
 pub mod error;
 pub mod io;
+pub mod meter;
 pub mod model;
 pub mod profile;
 pub mod ranking;

@@ -1,6 +1,6 @@
 //! The direction of imports. A module may import what stands below it and nothing else:
 //!
-//! error, element, rng, config, shift, ranking, synthetic, anneal  <-  backend, io, diffusion  <-  model  <-  sample, train, eval
+//! error, element, rng, config, shift, ranking, synthetic, anneal, meter  <-  backend, io, diffusion  <-  model  <-  sample, train, eval
 //! <-  serve, profile, selftest  <-  cli  <-  main. Modules of one level do not import one another, except
 //! for the leaves.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by level, lowest first. Those of the first level may import one another.
 const LEVELS: [&[&str]; 6] = [
-    &["error", "element", "rng", "config", "shift", "ranking", "synthetic", "anneal"],
+    &["error", "element", "rng", "config", "shift", "ranking", "synthetic", "anneal", "meter"],
     &["backend", "io", "diffusion"],
     &["model"],
     &["sample", "train", "eval"],

@@ -10,6 +10,7 @@ mod denoise;
 mod forward;
 mod optim;
 mod unmask;
+mod work;
 
 pub use backward::{AnnealedDraw, Attended, Backward, TokenWeight, WorkSize};
 pub use denoise::{
@@ -134,8 +135,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn run_ahead(&self) -> usize {
         1
     }
-    /// Records the operations of `work` instead of doing them; `None`, with `work` not called, where that is not to be had.
+    /// Records the operations of `work` instead of doing them; `None`, with `work` not called, where that is not to be had
+    /// (and while the [meter](crate::meter) is on).
     fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Self::Recording>>;
+    /// Tells the [meter](crate::meter) the times of what was asked for, where the machine has a clock of its own; waits for it.
+    fn settle_meter(&self) -> Result<()> {
+        Ok(())
+    }
     /// Does what was recorded.
     ///
     /// # Safety

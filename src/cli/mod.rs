@@ -16,6 +16,7 @@ mod interrupt;
 mod marks;
 mod merge;
 mod pack;
+mod profile;
 mod record;
 mod replay;
 mod replay_loss;
@@ -32,7 +33,7 @@ mod watch;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::interrupt::Interrupt;
@@ -96,6 +97,8 @@ enum Command {
     Replay(Box<replay::Args>),
     /// Measure the denoising loop, a training step, or each kernel of a card
     Bench(Box<bench::Args>),
+    /// Run a command and show where its time goes
+    Profile(profile::Args),
     /// Test the kernels on this machine against the CPU
     Selftest(selftest::Args),
 }
@@ -117,6 +120,7 @@ impl Command {
             Command::Pack(args) => args.json,
             Command::Replay(args) => args.json(),
             Command::Bench(args) => args.json(),
+            Command::Profile(args) => args.command.iter().any(|word| word == "--json"),
             Command::Selftest(args) => args.json,
         }
     }
@@ -197,8 +201,42 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Pack(args) => pack::run(args, context),
         Command::Replay(args) => replay::run(*args, context),
         Command::Bench(args) => bench::run(*args, context),
+        Command::Profile(args) => profiled(&args, context),
         Command::Selftest(args) => selftest::run(&args, context),
     }
+}
+
+/// Runs the command that `lacuna profile` was given.
+fn profiled(args: &profile::Args, context: &Context) -> Result<()> {
+    let words = std::iter::once("lacuna".into()).chain(args.command.iter().cloned());
+    let wrong = |error: clap::Error| -> Error {
+        if !error.use_stderr() {
+            // Help was asked for.
+            error.exit();
+        }
+        let text = error.render().to_string();
+        let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
+        let what = lines.join(" ");
+        Error::request(format!("the command to profile: {}", what.strip_prefix("error: ").unwrap_or(&what)))
+    };
+    let matches = Cli::command().try_get_matches_from(words).map_err(wrong)?;
+    let command = Cli::from_arg_matches(&matches).map_err(wrong)?.command;
+    if matches!(command, Command::Profile(_) | Command::Selftest(_)) {
+        return Err(Error::request(
+            "profile: expected a command that computes, such as generate or bench train",
+        ));
+    }
+    let mut innermost = &matches;
+    while let Some((_, inner)) = innermost.subcommand() {
+        innermost = inner;
+    }
+    let machine = match innermost.try_contains_id("device") {
+        Ok(_) => Some(args::DeviceArgs::from_arg_matches(innermost).map_err(wrong)?),
+        Err(_) => None,
+    };
+    let ceilings = machine.map(|machine| move || device::ceilings(&machine));
+    let ceilings = ceilings.as_ref().map(|measure| measure as &dyn Fn() -> Result<crate::profile::Ceilings>);
+    profile::run(args, context, ceilings, || dispatch(command, context))
 }
 
 /// Says what went wrong; a reader that has gone away is no failure.

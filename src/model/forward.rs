@@ -4,6 +4,7 @@ use super::{Arena, Batch, KvCache, Layer, Linear, Mlp, Model, Norm, Qkv};
 use crate::backend::{Epilogue, Forward, HeadShape, Mask, Rows};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::meter;
 
 /// What a forward pass is of: the first tokens and wanted rows of an arena's inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,7 @@ impl<B: Forward> Model<B> {
         let positions = params.positions.as_ref().map(|table| (table, &inputs.positions));
         be.embed(&params.embedding, &inputs.ids, positions, tokens, config.width, &mut arena.x)?;
         for (n, layer) in params.layers.iter().enumerate() {
+            let _layer = meter::range("layer", n as u32);
             let kv = cache.as_deref_mut().map(|c| &mut c.layers[n]);
             let last = n + 1 == params.layers.len();
             if last && some {

@@ -5,6 +5,7 @@ use super::train_arena::{Kept, TrainArena};
 use super::{Adapters, Gradients, Learning, Linear, Mlp, Model, Qkv, adapter_parameter};
 use crate::backend::{Attended, Backward, Epilogue, Layout, Rows};
 use crate::error::{Error, Result};
+use crate::meter;
 
 /// A linear layer on the way back.
 struct Back<'a, B: Backward> {
@@ -42,6 +43,7 @@ impl<B: Backward> Model<B> {
         be.zero(dx, tokens * c)?;
         be.scatter((d_picked, Rows::dense(c)), scattered, rows, c, (dx, Rows::dense(c)))?;
         for n in (0..params.layers.len()).rev() {
+            let _layer = meter::range("layer backward", n as u32);
             if arena.size.checkpoint {
                 self.train_block(n, tokens, arena, mask, learning, false)?;
             }

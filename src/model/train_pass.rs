@@ -9,6 +9,7 @@ use super::train_arena::{Kept, TrainArena, TrainBatch};
 use super::{Adapters, Gradients, Linear, Mlp, Model, Qkv};
 use crate::backend::{Backend, Backward, Epilogue, Mask, Rows, Segment, TokenWeight};
 use crate::error::{Error, Result};
+use crate::meter;
 
 /// How a network learns.
 pub struct Learning<'a, B: Backend> {
@@ -148,9 +149,16 @@ impl<B: Backward> Model<B> {
         learning: Learning<'_, B>,
         gradients: Option<&mut Gradients<B>>,
     ) -> Result<()> {
-        self.train_forward(tokens, arena, mask, learning)?;
+        {
+            let _forward = meter::range("forward", 0);
+            self.train_forward(tokens, arena, mask, learning)?;
+        }
         let Some(gradients) = gradients else { return self.train_head(rows, arena, learning, None) };
-        self.train_head(rows, arena, learning, Some(gradients))?;
+        {
+            let _head = meter::range("head and loss", 0);
+            self.train_head(rows, arena, learning, Some(gradients))?;
+        }
+        let _backward = meter::range("backward", 0);
         self.train_backward(tokens, rows, arena, mask, learning, gradients)
     }
 
@@ -192,6 +200,7 @@ impl<B: Backward> Model<B> {
         out: bool,
     ) -> Result<()> {
         let (config, be) = (&self.config, &self.backend);
+        let _layer = meter::range("layer", n as u32);
         let layer = &self.parameters.layers[n];
         let at = QkvColumns::of(config);
         let c = config.width;

@@ -6,16 +6,22 @@
 //! in both programs alike. The time of a run is between two events around the launch; the first case, `events`, says what
 //! these cost by themselves.
 
+mod account;
 mod backward;
+mod ceilings;
 pub mod flops;
 mod grid;
 mod inputs;
 mod kernels;
+mod timeline;
 mod training;
 
+pub use account::{Account, By, Row};
+pub use ceilings::{Bound, Ceilings, ceilings};
 pub use flops::{generation, pass};
 pub use grid::{Case, Rule, Work, cases};
 pub use kernels::kernels;
+pub use timeline::write_timeline;
 pub use training::Training;
 
 use serde_json::{Value, json};

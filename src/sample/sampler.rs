@@ -11,6 +11,7 @@ use super::running::{GivenNoise, Rules, Running};
 use super::steps::Steps;
 use crate::backend::{Denoise, Forward, NO_TOKEN};
 use crate::error::{Error, Result};
+use crate::meter;
 use crate::model::{Arena, ArenaSize, Model};
 
 /// How much a [`Sampler`] does at once; its buffers are sized by this, once.
@@ -158,12 +159,16 @@ impl<B: Forward + Denoise> Sampler<B> {
     ) -> Result<Vec<Result<Generation>>> {
         let backend = self.model.backend().clone();
         backend.run(|| {
+            let _work = meter::range("generate", 0);
             let mut results = Results::new(requests.len(), observer);
             let of_kind = |ar: bool| (0..requests.len()).filter(move |&i| requests[i].autoregressive == ar);
             let waiting: VecDeque<usize> = of_kind(false).collect();
             self.denoise(requests, waiting, None, &mut results)?;
             let waiting: Vec<usize> = of_kind(true).collect();
             self.decode(requests, &waiting, &mut results)?;
+            if meter::is_on() {
+                backend.settle_meter()?;
+            }
             Ok(results.into_inner())
         })
     }

@@ -9,6 +9,7 @@ use crate::backend::{
     StepShape, WANT_WORDS, Want,
 };
 use crate::error::{Error, Result};
+use crate::meter;
 use crate::model::{Arena, Model, Pass};
 
 /// Most steps that are asked for at once.
@@ -190,6 +191,7 @@ impl<B: Forward + Denoise> Steps<B> {
         let steps = self.planned.len();
         be.write_index(&mut self.canvases.tape, &self.tape)?;
         for i in 0..steps {
+            let _step = meter::range("denoising step", running.first().map_or(0, |r| r.step_number() as u32));
             self.step(model, arena, self.planned[i], steps)?;
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::anneal;
 use crate::backend::{AdamW, Backward, Mask, MomentFormat, Optimise, TokenWeight, Trainable};
 use crate::diffusion::loss::Loss;
 use crate::error::{Error, Result};
+use crate::meter;
 use crate::model::{Adapters, Gradients, Learning, Model, PassMask, TrainArena, TrainSize};
 use crate::rng::Rng;
 
@@ -296,6 +297,7 @@ impl<B: Optimise + Backward> Learner<B> {
     }
 
     fn step_on(&mut self, parts: &[Prepared]) -> Result<StepReport> {
+        let _work = meter::range("train step", self.step as u32);
         let recipe = self.current_recipe();
         let backend = self.model.backend().clone();
         let lr = recipe.schedule.at(self.step);
@@ -313,8 +315,13 @@ impl<B: Optimise + Backward> Learner<B> {
             let nll = self.pass(prepared, pass, true)?;
             prepared.score(&nll, &mut report.loss);
         }
+        let update = meter::range("update", self.step as u32);
         self.update()?;
         let outcome = backend.outcome(&self.control)?;
+        drop(update);
+        if meter::is_on() {
+            backend.settle_meter()?;
+        }
         report.gradient = outcome.gradient;
         report.skipped = outcome.skipped;
         self.step += 1;

@@ -5,9 +5,10 @@ use super::{Cpu, CpuElement, UnmaskElement};
 use crate::backend::denoise::{DRAWING_WORDS, IDLE_ROW, WANT_WORDS};
 use crate::backend::{
     Canvases, Denoise, DrawingWords, Inputs, NO_TOKEN, RANK_WORDS, RowDraw, Segment, StepShape,
-    THRESHOLD_WORDS, UNMASK_WORDS, WantKind,
+    THRESHOLD_WORDS, UNMASK_WORDS, WantKind, work,
 };
 use crate::error::{Error, Result};
+use crate::meter;
 use crate::ranking::{above_threshold, most_confident};
 use crate::rng::{Purpose, Rng, gumbel};
 use crate::shift;
@@ -36,6 +37,9 @@ impl Ranking {
 
 impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
     fn stage_step(&self, canvases: &mut Canvases<Self>, steps: usize) -> Result<()> {
+        let _op = meter::op("stage_step", || {
+            work::moves([canvases.sequences, 0, 0], 2 * canvases.layout().words(), 4)
+        });
         let words = canvases.layout().words();
         let (tape, stage) = (canvases.tape.as_mut_slice(), canvases.stage.as_mut_slice());
         let Some((cursor, tape)) = tape.split_first_mut() else { return Ok(()) };
@@ -59,6 +63,13 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
         inputs: &mut Inputs<Self>,
         shape: StepShape,
     ) -> Result<()> {
+        let _op = meter::op("select_needs", || {
+            work::moves(
+                [canvases.sequences, canvases.tokens, shape.rows],
+                3 * canvases.tokens + 14 * shape.rows,
+                4,
+            )
+        });
         let (needs, slots) = (canvases.needs.as_mut_slice(), canvases.slots.as_mut_slice());
         needs.fill(NO_TOKEN);
         slots.fill(NO_TOKEN);
@@ -144,6 +155,9 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
         inputs: &mut Inputs<Self>,
         shape: StepShape,
     ) -> Result<()> {
+        let _op = meter::op("commit", || {
+            work::moves([canvases.sequences, canvases.tokens, shape.rows], 4 * shape.rows, 4)
+        });
         let layout = canvases.layout();
         let mut ranking = self.ranking();
         ranking.reserve(canvases.size.tokens);

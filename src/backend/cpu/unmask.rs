@@ -21,8 +21,9 @@ use rayon::prelude::*;
 
 use super::{Buffer, Cpu, CpuElement};
 use crate::backend::unmask::{check_vocab, row_of_words};
-use crate::backend::{Backend, RowDraw, RowNoise, RowParams, UNMASK_WORDS, Unmask};
+use crate::backend::{Backend, RowDraw, RowNoise, RowParams, UNMASK_WORDS, Unmask, work};
 use crate::error::{Error, Result};
+use crate::meter;
 use crate::rng::{Purpose, Rng};
 
 impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
@@ -40,6 +41,8 @@ impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
         params: &Self::Index,
         out: &mut Self::Draws,
     ) -> Result<()> {
+        let _op =
+            meter::op("unmask", || work::moves([rows.len(), vocab, 0], rows.len() * vocab, size_of::<E>()));
         let (params, _) = params.as_slice().as_chunks::<UNMASK_WORDS>();
         let got = params.len().min(out.len());
         let (Some(params), Some(out)) = (params.get(rows.clone()), out.as_mut_slice().get_mut(rows.clone()))
@@ -50,6 +53,7 @@ impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
     }
 
     fn read_draws(&self, draws: &Self::Draws, out: &mut [RowDraw]) -> Result<()> {
+        let _op = meter::op("read_draws", || work::moves([out.len(), 0, 0], 5 * out.len(), 4));
         super::read("read_draws", draws, 0, out)
     }
 }

@@ -38,7 +38,7 @@ impl<D: Device> Cuda<D> {
         };
         launch.u64(count as u64);
         // SAFETY: the kernel touches the first `count` numbers of either buffer.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// `out[t, j] = silu(gate_up[t, j]) * gate_up[t, width + j]` for `gate_up` `[rows, 2 * width]` of format `dtype`.
@@ -64,7 +64,7 @@ impl<D: Device> Cuda<D> {
         launch.write("out", out, dtype, 0, total)?;
         launch.size("width", width)?;
         // SAFETY: the kernel reads `2 width` numbers of each of `rows` rows and writes `width`.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// `d[i] = d[i] f'(x[i])` for the first `len` numbers of format `dtype`, in place.
@@ -91,7 +91,7 @@ impl<D: Device> Cuda<D> {
         let mut launch = Launch::new(kernel, [blocks, 1, 1], THREADS as u32, 0)?;
         launch.read("x", x, dtype, 0, len)?.update("d", d, dtype, 0, len)?.u64(len as u64);
         // SAFETY: the kernel touches the first `len` numbers of either buffer.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// The gradient of [`swiglu`](Self::swiglu): from `gate_up` `[rows, 2 * width]` and `d_out` `[rows, width]`, `d_gate_up`
@@ -121,6 +121,6 @@ impl<D: Device> Cuda<D> {
         launch.write("d_gate_up", d_gate_up, dtype, 0, both)?;
         launch.size("width", width)?;
         // SAFETY: of each of `rows` rows the kernel reads `2 width` and `width` numbers and writes `2 width`.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }

@@ -27,6 +27,8 @@ pub struct Segments<D: Device> {
     masked: usize,
     pub(super) queries: usize,
     keys: usize,
+    /// Pairs of a query and a key; of places that a kernel writes a guess, as if all sequences were of one length.
+    pairs: usize,
     pub(super) q_rows: usize,
     pub(super) k_rows: usize,
     /// `keys` and `k_rows` with the sequences that have no queries.
@@ -64,6 +66,7 @@ impl<D: Device> Segments<D> {
             masked: 0,
             queries: 0,
             keys: 0,
+            pairs: 0,
             q_rows: 0,
             k_rows: 0,
             all_keys: 0,
@@ -90,6 +93,7 @@ impl<D: Device> Segments<D> {
         // About as many as there may be.
         self.tiles = [SMALL, LARGE].map(|tile| q_rows.div_ceil(tile).max(sequences));
         self.whole = false;
+        self.pairs = q_rows.saturating_mul(k_rows) / sequences.max(1);
         Ok(())
     }
 
@@ -110,7 +114,7 @@ impl<D: Device> Segments<D> {
         self.scratch.clear();
         let (mut masked, mut queries, mut keys, mut q_rows, mut k_rows) = (0, 0, 0, 0, 0);
         let (mut tiles, mut whole) = ([0_usize; 2], true);
-        let (mut all_keys, mut all_k_rows, mut apart) = (0, 0, true);
+        let (mut all_keys, mut all_k_rows, mut apart, mut pairs) = (0, 0, true, 0_usize);
         for (i, s) in segments.iter().enumerate() {
             let k_start = if s.k_len == 0 { 0 } else { s.k_start };
             let k_end = end("key rows", k_start, s.k_len)?;
@@ -132,6 +136,7 @@ impl<D: Device> Segments<D> {
             q_rows = end("query rows", s.q_start, s.q_len)?;
             k_rows = k_rows.max(k_end);
             masked = i + 1;
+            pairs = pairs.saturating_add(s.q_len.saturating_mul(s.k_len));
             queries = queries.max(s.q_len);
             keys = keys.max(s.k_len);
             tiles[0] += s.q_len.div_ceil(SMALL);
@@ -145,6 +150,7 @@ impl<D: Device> Segments<D> {
         self.places.send(device, 0, bytemuck::cast_slice::<[u32; 4], u32>(&self.scratch))?;
         (self.sequences, self.masked, self.queries, self.keys) = (segments.len(), masked, queries, keys);
         (self.q_rows, self.k_rows, self.tiles, self.whole) = (q_rows, k_rows, tiles, whole);
+        self.pairs = pairs;
         (self.all_keys, self.all_k_rows, self.apart) = (all_keys, all_k_rows, apart);
         Ok(())
     }
@@ -156,6 +162,11 @@ impl<D: Device> Segments<D> {
 
     pub fn is_empty(&self) -> bool {
         self.sequences == 0
+    }
+
+    /// Rows of queries, rows of keys, and pairs of the two.
+    pub(super) fn sizes(&self) -> [usize; 3] {
+        [self.q_rows, self.k_rows, self.pairs]
     }
 
     /// Rows of queries, up to the last of any sequence.
@@ -312,7 +323,7 @@ impl<D: Device> Cuda<D> {
         // SAFETY: the kernel reads the rows of the segments, which `Segments` keeps below `q_rows` and `k_rows`, at the
         // strides and widths checked by `read_rows`; words of queries below `plan.queries` (it looks) and keys of the
         // segments, which `MaskPlan::new` found there; it writes rows of `out` and `lse` below `q_rows`.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

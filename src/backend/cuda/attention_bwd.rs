@@ -98,7 +98,7 @@ impl<D: Device> Cuda<D> {
         first.size("q rows", q_rows)?;
         if !first.is_empty() {
             // SAFETY: the kernel reads and writes rows of the segments, which are below `q_rows`, of `heads` heads.
-            unsafe { self.device.launch(&first) }?;
+            unsafe { self.launch(&first) }?;
         }
 
         let shared = shared_bytes(dtype, head_dim);
@@ -120,7 +120,7 @@ impl<D: Device> Cuda<D> {
             // SAFETY: the kernel reads the rows of the segments (`Segments` keeps them below `q_rows` and `all_k_rows`) at the
             // strides and widths that `arguments` checked; words of queries below `plan.queries` (it looks) and keys of
             // segments with queries, which `MaskPlan::new` found there; it writes rows of `d_qkv` below `all_k_rows`.
-            unsafe { self.device.launch(&keys) }?;
+            unsafe { self.launch(&keys) }?;
         }
 
         let tiles = product(OP, "tiles", segments.queries.div_ceil(TILE), heads / kv_heads)?;
@@ -130,7 +130,7 @@ impl<D: Device> Cuda<D> {
         queries.size("d_qkv stride in bytes", stride)?;
         if !queries.is_empty() {
             // SAFETY: as before; it writes rows of `d_qkv` below `q_rows`.
-            unsafe { self.device.launch(&queries) }?;
+            unsafe { self.launch(&queries) }?;
         }
         Ok(())
     }

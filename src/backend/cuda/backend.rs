@@ -5,6 +5,7 @@ use super::{Buffer, Cuda, Device, DeviceMask, Format, Matrix, Segments};
 use crate::backend::{Backend, Layout, Mask, Segment, SegmentBounds};
 use crate::element::{Dtype, StoredTensor};
 use crate::error::Result;
+use crate::meter;
 use crate::synthetic::{Fill, SyntheticTensor};
 
 /// Steps that are asked for before somebody who watches is shown one.
@@ -209,7 +210,12 @@ impl<D: Device> Backend for Cuda<D> {
     }
 
     fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<D::Graph>> {
-        self.device.capture(work).map(Some)
+        // Kernels in a graph cannot be timed one by one.
+        if meter::is_on() { Ok(None) } else { self.device.capture(work).map(Some) }
+    }
+
+    fn settle_meter(&self) -> Result<()> {
+        self.settle_timeline()
     }
 
     unsafe fn replay(&self, recording: &D::Graph) -> Result<()> {

@@ -38,6 +38,6 @@ impl<D: Device> Cuda<D> {
         launch.write("out", to.0, to.1, to.2, count)?;
         launch.u64(count as u64);
         // SAFETY: the kernel touches `count` numbers of either buffer.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }

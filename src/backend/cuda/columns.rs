@@ -50,7 +50,7 @@ impl<D: Device> Cuda<D> {
         launch.write("partial", partial, Dtype::F32, 0, total)?;
         launch.size("rows", rows)?.size("columns", columns)?.u64(at.stride as u64);
         // SAFETY: the kernel reads `columns` numbers of each of `rows` rows and writes `columns` numbers a part.
-        unsafe { self.device.launch(&launch) }?;
+        unsafe { self.launch(&launch) }?;
         self.add_parts(partial, parts, columns, [Some(out), None])
     }
 
@@ -77,7 +77,7 @@ impl<D: Device> Cuda<D> {
         }
         launch.size("parts", parts)?.size("columns", columns)?;
         // SAFETY: of each output's parts the kernel reads `columns` numbers; it changes `columns` numbers of each output.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

@@ -87,7 +87,7 @@ impl<D: Device> Cuda<D> {
         launch.size("sequences", sequences)?.u32(shift.into()).size("tokens", canvas.ids.len())?;
         canvas.arguments(&mut launch)?;
         // SAFETY: a thread a commit; rows, sequences and positions that lie outside are skipped by the kernel.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// Of each sequence's needs, makes those with the greatest scores tokens: see [`RankWords`](crate::backend::RankWords), U32 `[sequences, 8]`. The score
@@ -137,7 +137,7 @@ impl<D: Device> Cuda<D> {
         launch.size("tokens", canvas.ids.len())?.u32(mask_id);
         canvas.arguments(&mut launch)?;
         // SAFETY: a block a sequence; needs, draws and positions that lie outside are skipped by the kernel.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// Commits each sequence's masked needs that score above its threshold, and the best one where none does: see
@@ -169,7 +169,7 @@ impl<D: Device> Cuda<D> {
         launch.size("tokens", canvas.ids.len())?;
         canvas.arguments(&mut launch)?;
         // SAFETY: a block a sequence; needs, draws and positions that lie outside are skipped by the kernel.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// How far each sequence is, into `out` U32 `[3, sequences]`. `answers`: the position, counted in the sequence,
@@ -199,7 +199,7 @@ impl<D: Device> Cuda<D> {
         launch.write("out", out, Format::U32, 0, product("commit_answer", "out", 3, sequences)?)?;
         // SAFETY: a block a sequence; the kernel reads the part of the canvas between two starts, nothing if those are not in
         // order or lie outside, and writes three numbers.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

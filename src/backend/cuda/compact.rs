@@ -49,6 +49,6 @@ impl<D: Device> Cuda<D> {
             .size("capacity", capacity)?;
         // SAFETY: the kernel reads `tokens` flags and the starts, writes the offsets and, of rows and positions, numbers
         // below `capacity`, whatever the starts are.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }

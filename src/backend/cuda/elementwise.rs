@@ -37,7 +37,7 @@ impl<D: Device> Cuda<D> {
             return Ok(());
         }
         // SAFETY: the kernel touches `len` numbers of either buffer, of the size that the format has.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// `x[i] = x[i] * factor` for the first `len` numbers of format `dtype`.
@@ -52,7 +52,7 @@ impl<D: Device> Cuda<D> {
             return Ok(());
         }
         // SAFETY: the kernel changes the first `len` numbers.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// Sets the first `len` numbers, of any format, to 0.
@@ -60,6 +60,6 @@ impl<D: Device> Cuda<D> {
     /// # Errors
     /// [`Error::Shape`] when there are not so many; those of the device.
     pub fn zero(&self, x: &mut Buffer<D>, len: usize) -> Result<()> {
-        x.fill_part(&self.device, 0, len, 0)
+        self.timed("memset", || x.fill_part(&self.device, 0, len, 0))
     }
 }

@@ -74,7 +74,7 @@ impl<D: Device> Cuda<D> {
         launch.size("width", width)?.u32(vocab as u32).u32(limit as u32);
         // SAFETY: the kernel reads id and position of each of `rows` rows, rows below `vocab` and `limit` of the
         // tables, and writes `width` numbers a row.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// `dst[r, :] = src[rows[r], :]` for `count` rows of `width` numbers of format `dtype`; `rows` is U32, `dst` dense. A
@@ -103,7 +103,7 @@ impl<D: Device> Cuda<D> {
         launch.write("dst", dst, dtype, 0, total)?;
         launch.size("width", width)?.size("stride", at.stride)?.u32(limit as u32);
         // SAFETY: the kernel reads `count` row numbers and, of `src`, rows below `limit`, all of which lie in it.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// `dst[rows[r], :] = src[r, :]` for `count` rows of `width` numbers of format `dtype`; `rows` is U32. A row that
@@ -138,7 +138,7 @@ impl<D: Device> Cuda<D> {
         launch.u32(limit as u32);
         // SAFETY: the kernel reads `count` row numbers and rows of `src`, and writes, of `dst`, rows below `limit`, all
         // of which lie in it.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// The gradient of [`embed`](Self::embed) for one table: `d_table[ids[t], :] += dx[t, :]` for `rows` rows of `width` numbers
@@ -178,6 +178,6 @@ impl<D: Device> Cuda<D> {
         launch.update("d_table", d_table, Dtype::F32, 0, table)?;
         launch.size("rows", rows)?.size("width", width)?.u32(table_rows.min(u32::MAX as usize) as u32);
         // SAFETY: the kernel reads `rows` ids and rows of `width` numbers, and changes rows below `table_rows`.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }

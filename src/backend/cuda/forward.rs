@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::{Buffer, Cuda, Device, Format, LinearEpilogue, MaskOnDevice, Matrix, Segments};
-use crate::backend::{Epilogue, Forward, HeadShape, Rows};
+use crate::backend::{Epilogue, Forward, HeadShape, Rows, work};
 use crate::config::NormKind;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
+use crate::meter;
 
 impl<D: Device> Forward for Cuda<D> {
     fn embed(
@@ -18,6 +19,15 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         out: &mut Buffer<D>,
     ) -> Result<()> {
+        let _op = meter::op("embed", || {
+            work::embed(
+                rows,
+                width,
+                1 + usize::from(positions.is_some()),
+                table.dtype().size(),
+                self.dtype.size(),
+            )
+        });
         let positions = positions.map(|(table, ids)| (table.buffer(), ids));
         self.embed(self.dtype, table.buffer(), ids, positions, rows, width, out)
     }
@@ -33,6 +43,8 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         out: &mut Buffer<D>,
     ) -> Result<()> {
+        let _op =
+            meter::op("norm", || work::moves([rows, width, 0], (2 * rows + 1) * width, self.dtype.size()));
         self.norm(self.dtype, kind, x, None, weight, bias, eps as f32, rows, width, out)
     }
 
@@ -46,6 +58,15 @@ impl<D: Device> Forward for Cuda<D> {
         out: &mut Buffer<D>,
         out_rows: Rows,
     ) -> Result<()> {
+        let _op = meter::op("linear", || {
+            work::linear(
+                rows,
+                [weight.inputs(), outputs.len()],
+                weight.dtype().size(),
+                self.dtype.size(),
+                epilogue.accumulate,
+            )
+        });
         let Epilogue { bias, activation, accumulate } = epilogue;
         let epilogue = LinearEpilogue { bias, activation, accumulate };
         let x = (x, Rows { at, stride: weight.inputs() });
@@ -66,10 +87,14 @@ impl<D: Device> Forward for Cuda<D> {
         positions: &Buffer<D>,
         table: &Buffer<D>,
     ) -> Result<()> {
+        let _op = meter::op("rope", || {
+            work::moves([rows, heads, head_dim], 2 * rows * heads * head_dim, self.dtype.size())
+        });
         self.rope(self.dtype, x, at, rows, heads, head_dim, positions, table)
     }
 
     fn swiglu(&self, gate_up: &Buffer<D>, rows: usize, width: usize, out: &mut Buffer<D>) -> Result<()> {
+        let _op = meter::op("swiglu", || work::moves([rows, width, 0], 3 * rows * width, self.dtype.size()));
         self.swiglu(self.dtype, gate_up, rows, width, out)
     }
 
@@ -84,6 +109,7 @@ impl<D: Device> Forward for Cuda<D> {
         mask: &MaskOnDevice<D>,
         out: &mut Buffer<D>,
     ) -> Result<()> {
+        let _op = meter::op("attention", || work::attention(shape, segments.sizes(), self.dtype.size()));
         self.attention(self.dtype, q, k, v, shape, segments, q_pos, mask.into(), out, None)
     }
 
@@ -95,6 +121,8 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         dst: &mut Buffer<D>,
     ) -> Result<()> {
+        let _op =
+            meter::op("gather", || work::moves([count, width, 0], 2 * count * width, self.dtype.size()));
         self.gather(self.dtype, src, rows, count, width, dst)
     }
 
@@ -106,6 +134,8 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         dst: (&mut Buffer<D>, Rows),
     ) -> Result<()> {
+        let _op =
+            meter::op("scatter", || work::moves([count, width, 0], 2 * count * width, self.dtype.size()));
         self.scatter(self.dtype, src, rows, count, width, dst)
     }
 
@@ -116,6 +146,9 @@ impl<D: Device> Forward for Cuda<D> {
         targets: &[u32],
         out: &mut [f64],
     ) -> Result<()> {
+        let _op = meter::op("cross_entropy", || {
+            work::moves([targets.len(), vocab, 0], targets.len() * vocab, self.dtype.size())
+        });
         const OP: &str = "cross_entropy";
         if out.len() != targets.len() {
             return Err(Error::Shape { op: OP, what: "out", expected: targets.len(), got: out.len() });

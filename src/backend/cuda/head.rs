@@ -50,7 +50,7 @@ impl<D: Device> Cuda<D> {
         launch.write("nll", nll, Dtype::F32, 0, rows)?;
         launch.size("vocab", vocab)?.size("stride", at.stride)?;
         // SAFETY: a block a row; the kernel reads `vocab` numbers of its row, and 16-byte pieces that lie in it.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// Cross-entropy of `rows.len()` rows of `vocab` logits of format `dtype`, placed by `logits.1`, and its gradient in their
@@ -100,7 +100,7 @@ impl<D: Device> Cuda<D> {
         launch.size("vocab", vocab)?.u64(at.stride as u64).size("packs kept", kept)?;
         launch.f32(token.alpha as f32).f32(token.gamma as f32).u32((token == TokenWeight::NONE).into());
         // SAFETY: a block a row; the kernel reads `vocab` numbers of its row and writes `stride`, and has room for `kept` packs.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// How many packs of 16 bytes of a row the gradient keeps in shared memory: as many as leave room for two blocks on a

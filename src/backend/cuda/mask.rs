@@ -77,6 +77,6 @@ impl<D: Device> Cuda<D> {
         launch.u64(seed).write("words", words, Format::U32, 0, total)?;
         launch.size("len", len)?.size("stride", stride)?;
         // SAFETY: the kernel writes the `len * stride` words and reads two of `settings`.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }

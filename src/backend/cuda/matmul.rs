@@ -346,14 +346,17 @@ impl<D: Device> Cuda<D> {
                 out: out_address,
                 out_stride,
             };
-            // SAFETY: the launch, which is of the same numbers, was put together, so they lie in their buffers.
-            if unsafe { library.multiply(&call) }? {
+            let multiply = || {
+                // SAFETY: the launch, which is of the same numbers, was put together, so they lie in their buffers.
+                unsafe { library.multiply(&call) }
+            };
+            if self.timed("cublaslt", multiply)? {
                 return Ok(());
             }
         }
         // SAFETY: rows and columns of x, weight, bias and out that the sizes name lie in the parts above; the kernels
         // that copy 16 bytes at a time are launched only on rows that allow it.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

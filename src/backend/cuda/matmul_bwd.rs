@@ -235,7 +235,7 @@ impl<D: Device> Cuda<D> {
         }
         // SAFETY: rows and columns of both factors and of dweight that the sizes name lie in the parts above; the kernels
         // that copy 16 bytes at a time are launched only on rows that allow it, with what they read declared.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

@@ -36,6 +36,7 @@ mod rope;
 #[cfg(feature = "simt")]
 pub mod simt;
 mod tile;
+mod timeline;
 mod unmask;
 
 use std::sync::Arc;
@@ -69,6 +70,8 @@ pub struct Cuda<D: Device> {
     dtype: Dtype,
     /// For products in 16 bits; without it, and where it has no way to do one, our own kernels.
     library: Option<Arc<dyn GemmLibrary>>,
+    /// For the meter.
+    timeline: Arc<timeline::Timeline<D>>,
 }
 
 impl<D: Device> Cuda<D> {
@@ -78,7 +81,7 @@ impl<D: Device> Cuda<D> {
 
     /// The kernels on a device, with activations in `dtype`.
     pub fn with_dtype(device: D, dtype: Dtype) -> Self {
-        Self { device, dtype, library: None }
+        Self { device, dtype, library: None, timeline: Arc::default() }
     }
 
     /// Matrix products in 16 bits by the device's library instead of the kernels of `cuda/matmul.cu`. The order in which

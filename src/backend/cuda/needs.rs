@@ -68,7 +68,7 @@ impl<D: Device> Cuda<D> {
         launch.size("steps", steps)?.size("stride", stride)?;
         launch.write("stage", stage, Format::U32, 0, stride)?;
         // SAFETY: the kernel reads the cursor and, where that is below `steps`, the step's words.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// Finds the rows that a step needs, as `cuda/needs.cu` has it; `ids` U32 `[tokens]` are the canvas.
@@ -113,7 +113,7 @@ impl<D: Device> Cuda<D> {
         launch.update("passes", found.passes, word, 0, sequences)?;
         // SAFETY: a block a sequence; positions, places of the list, uniform numbers, needs and rows that lie outside of the
         // buffers are skipped by the kernel, whatever the words say.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

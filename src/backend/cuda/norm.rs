@@ -53,7 +53,7 @@ impl<D: Device> Cuda<D> {
         launch.write("out", out, dtype, 0, total)?;
         launch.size("width", width)?.f32(eps);
         // SAFETY: a block a row; the kernel touches `width` numbers of its row, of `weight` and of `bias`.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// The gradient of [`norm`](Self::norm) without a residual, for `rows` rows of `width` numbers of format `dtype`: `dx`
@@ -123,7 +123,7 @@ impl<D: Device> Cuda<D> {
         launch.u32(dweight.is_some().into()).u32(dbias.is_some().into());
         // SAFETY: the kernel touches `width` numbers of each of `rows` rows and of `weight`, and writes `width` numbers of
         // each output for each block.
-        unsafe { self.device.launch(&launch) }?;
+        unsafe { self.launch(&launch) }?;
         self.add_parts(partial, parts, width, [dweight, dbias])
     }
 }

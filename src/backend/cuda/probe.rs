@@ -83,6 +83,6 @@ impl<D: Device> Cuda<D> {
         }
         // SAFETY: block i touches words `i n .. (i + 1) n` of each buffer, n as in the table, which is that of the
         // kernels; in place also the first 16 words of `out`.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }

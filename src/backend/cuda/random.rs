@@ -31,6 +31,6 @@ impl<D: Device> Cuda<D> {
         launch.write("out", out, dtype, 0, count)?;
         launch.u64(count as u64).u64(seed).u32(parameter).f32(scale(std));
         // SAFETY: the kernel writes the `count` numbers.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }

@@ -103,7 +103,7 @@ impl<D: Device> Cuda<D> {
             .size("head width", head_dim)?
             .u32(limit as u32);
         // SAFETY: the kernel changes `width` numbers of each of `rows` rows and reads rows below `limit` of the table.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 
     /// Splits `rows` rows of q | k | v, placed by `qkv.1`, and turns queries and keys as [`rope`](Self::rope) does by
@@ -185,7 +185,7 @@ impl<D: Device> Cuda<D> {
         launch.u32(limit as u32).u32(limit_out as u32);
         // SAFETY: the kernel reads `width` numbers of each of `rows` rows and rows below `limit` of the table; it writes
         // `rows` rows of q and, of k and v, rows below `limit_out`, all of which lie in the parts named.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

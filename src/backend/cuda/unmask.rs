@@ -159,7 +159,7 @@ impl<D: Device> Cuda<D> {
         launch.write("flags", &mut out.flags, Format::U32, 0, rows)?;
         // SAFETY: a block a row; the kernel reads `vocab` numbers from its row's start on, which all lie in the span, and
         // the row's words, and writes one number of each output. Words out of range make it write a flag.
-        unsafe { self.device.launch(&launch) }
+        unsafe { self.launch(&launch) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one place that knows which machines there are.
 
+mod ceilings;
 mod testing;
 mod training;
 
@@ -7,6 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use self::ceilings::ceilings;
 pub use self::testing::{Plan, SimtRun, Tests, kernel_cases, library_cases, test};
 pub use self::training::{Training, train};
 use super::Context;
