@@ -37,7 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
-from compare_torch import ROOT, find_lacuna, processor
+from compare.setup import ROOT, find_lacuna, processor
 from experiment.conditions import CONDITIONS, CONFIDENCE
 from experiment.figure import plot, use_matplotlib
 from experiment.results import analyse, describe_model, read_log

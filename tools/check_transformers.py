@@ -35,7 +35,7 @@ import tempfile
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
-from compare_torch import ROOT, find_lacuna
+from compare.setup import ROOT, find_lacuna
 
 VENV = ROOT / "target/check-venv"
 PACKAGES = ["torch", "transformers>=4.56", "numpy", "safetensors"]

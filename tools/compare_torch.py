@@ -1,402 +1,255 @@
 #!/usr/bin/env python3
-"""lacuna side by side with the paper's algorithm in PyTorch, on the same weights and threads.
+"""lacuna side by side with the paper's algorithms in PyTorch on the CPU: same weights, same threads, same work, one run.
 
-Two things are measured, both in f32, with repeats of the two programs taking turns:
+  forward    a plain bidirectional forward pass: all logits of a batch, no cache
+  generate   the paper's denoising loop: T forwards over all positions; at every step each row is drawn, and each masked
+             position keeps its draw with probability 1/s. lacuna draws the same distribution by commit plan
+  train      a training step: forward, loss of the masked tokens weighted 1/t, backward, clipping, AdamW, at several shares
+             of masked tokens. PyTorch takes the logits of all positions, as the reference trainers do
+  sample     drawing tokens from 128 rows of 50,257 logits with top-p 0.9: in PyTorch by the operations of the paper's
+             released sampler (sort, softmax, cumulative sum, scatter, Categorical), in lacuna by bench kernels; once on
+             peaked logits (12 x^3, x uniform in -1 .. 1) and once on near-flat ones (x / 10), the worst case
 
-  forward    one plain bidirectional forward pass: all logits of a batch, no cache
-  generate   the paper's denoising loop: T forwards over all positions; at every step softmax, top-p
-             by sorting the vocabulary, and a multinomial draw for every row, then each masked
-             position keeps its draw with probability 1/s. lacuna draws the same distribution.
+Everything is f32 arithmetic. PyTorch runs transformers' LlamaForCausalLM with scaled-dot-product attention; nothing is
+compiled. The two programs take turns, each in a process of its own; loading and a warm-up are not counted; peak memory is
+the most that the whole process had resident. With --llama-diffusion and --llama-model llama.cpp's diffusion example is
+measured too. The result is a Markdown table on standard output; progress goes to standard error. Ctrl-C ends it with what
+is measured by then.
 
-PyTorch runs transformers' LlamaForCausalLM with scaled-dot-product attention and no mask. Loading and a
-first pass are not counted on either side. Peak memory is that of each program's whole process. The result is a Markdown table on standard output, and JSON with
-every single measurement with --json FILE.
-
-PyTorch is looked for in the interpreter that runs this, else in tools/.venv, which is made on first use
-(a few hundred megabytes from PyPI).
+PyTorch is looked for in the interpreter that runs this, else in tools/.venv, which is made on first use (a few gigabytes
+from PyPI, whose build for Linux carries CUDA; --torch-index names the index of the smaller CPU build).
 
 examples:
-  tools/compare_torch.py --model smollm2
-  tools/compare_torch.py --model smollm2 --threads 1 --steps 32 --only generate
-  tools/compare_torch.py --model smollm2 --torch-steps 8      # long loops measured in part, then scaled
+  tools/compare_torch.py                                    all of it, about ten minutes on two cores
+  tools/compare_torch.py --goals --json torch.jsonl         what is met; lines as lacuna bench writes them
+  tools/compare_torch.py --docs                             and the table of docs/performance.md
+  tools/compare_torch.py --only forward,sample --threads 1
+  tools/compare_torch.py --torch-steps 32                   long loops of PyTorch in part, scaled; the table says so
+  tools/compare_torch.py --only generate --llama-diffusion llama-diffusion-cli --llama-model llada.gguf
+
+Exit codes: 0 done, 1 a program failed or a goal is missed (--goals), 2 wrong usage, 130 interrupted.
 """
 
 import argparse
-import importlib.util
-import json
 import os
-import platform
-import resource
-import statistics
-import struct
-import subprocess
+import shlex
+import signal
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / "tools/.venv"
-PACKAGES = ["torch", "transformers>=4.56", "numpy", "safetensors"]
+sys.dont_write_bytecode = True  # the tools leave nothing beside them
+from compare import llama_cpp, programs, table, torch_side
+from compare.lines import Lines
+from compare.measure import Measurement
+from compare.setup import ROOT, commit, find_lacuna, find_model, find_python, load, say
+
+PARTS = ["forward", "generate", "train", "sample"]
+DOCS = ROOT / "docs/performance.md"
+# With --quick: whether it works, in seconds; no number of it means anything.
+QUICK = {
+    "context": [16], "batch": [1], "canvas": 16, "steps": [4], "masked": [0.5], "train_batch": 2, "train_length": 16,
+    "train_steps": 2, "train_warmup": 1, "repeats": 2, "inner": 2,
+}  # fmt: skip
 
 
-# ---------------------------------------------------------------- the PyTorch side
+def parts(text):
+    wanted = text.split(",")
+    for part in wanted:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"{part!r}: expected some of {','.join(PARTS)}")
+    return [part for part in PARTS if part in wanted]
 
 
-class Torch:
-    """The model in PyTorch, and the paper's loop over it."""
+def numbers(kind, least):
+    """A parser of comma-separated numbers, each at least `least`."""
 
-    def __init__(self, folder, threads, mask_id):
-        import torch
-        import transformers
+    def parse(text):
+        try:
+            values = [kind(word) for word in text.split(",")]
+        except ValueError:
+            values = []
+        if not values or not all(least <= v < 2**31 for v in values):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas, each at least {least}")
+        return values
 
-        transformers.utils.logging.disable_progress_bar()
-        self.torch = torch
-        torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
-        model = transformers.LlamaForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa"
-        )
-        self.model = model.eval()
-        self.mask_id = mask_id
-        for layer in model.model.layers:  # checked by check_bidirectional
-            layer.self_attn.is_causal = False
-
-    def logits(self, x):
-        """Bidirectional logits [B, L, V] of ids [B, L]."""
-        return self.model(input_ids=x, use_cache=False).logits
-
-    def check_bidirectional(self, vocab):
-        """Fails unless the first position sees the last one."""
-        torch = self.torch
-        x = torch.arange(8)[None] % vocab
-        y = x.clone()
-        y[0, -1] = 11 % vocab
-        if torch.equal(self.logits(x)[0, 0], self.logits(y)[0, 0]):
-            raise SystemExit("PyTorch's attention is not bidirectional with this version of transformers")
-
-    def draw(self, logits, top_p):
-        """One token for every row: softmax, top-p over the sorted vocabulary, multinomial."""
-        torch = self.torch
-        probs = torch.softmax(logits, -1)
-        ordered, order = torch.sort(probs, dim=-1, descending=True)
-        before = torch.cumsum(ordered, -1) - ordered
-        drop = before > top_p
-        drop[..., 0] = False
-        kept = probs.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0.0)
-        kept = kept / kept.sum(-1, keepdim=True)
-        return torch.multinomial(kept.view(-1, kept.shape[-1]), 1).view(kept.shape[:-1])
-
-    def step(self, xt, masked, left, first, top_p):
-        """One denoising step in place, with `left` steps to go, this one included."""
-        torch = self.torch
-        drawn = self.draw(self.logits(xt), top_p)
-        predicted = torch.cat([first, drawn[:, :-1]], 1)  # row i predicts position i + 1
-        commit = masked & (torch.rand(xt.shape) < 1.0 / left)
-        xt[commit] = predicted[commit]
-        masked &= ~commit
-
-    def generate(self, length, steps, measured, top_p):
-        """Seconds of the whole loop; where `measured` < `steps`, of that many, scaled."""
-        torch = self.torch
-        first = torch.ones(1, 1, dtype=torch.long)
-        xt = torch.full((1, length + 1), self.mask_id)
-        xt[:, :1] = first
-        masked = torch.ones_like(xt, dtype=torch.bool)
-        masked[:, 0] = False
-        self.draw(self.logits(xt), top_p)  # a warm-up, not counted
-        start = time.perf_counter()
-        for k in range(measured):
-            self.step(xt, masked, steps - k, first, top_p)
-        seconds = time.perf_counter() - start
-        if measured == steps and bool(masked.any()):
-            raise SystemExit("the loop left masked positions behind")
-        return seconds * steps / measured
+    return parse
 
 
-def serve_torch(args):
-    """Child process: reads one JSON command a line, answers with one JSON line each."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes to standard error
-    torch_side = Torch(args.model, args.threads, args.mask_id)
-    torch = torch_side.torch
-    vocab = torch_side.model.config.vocab_size
-    torch_side.check_bidirectional(vocab)
-    import transformers
+def at_least(least):
+    """A parser of one whole number."""
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {least}")
+        return value
 
-    def answer(**fields):
-        fields["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(fields), file=answers, flush=True)
-
-    answer(vocab=vocab, **versions)
-    for line in sys.stdin:
-        command = json.loads(line)
-        if command["what"] == "forward":
-            x = torch.tensor(command["x"])
-            seconds = []
-            for _ in range(command["repeat"] + 1):
-                start = time.perf_counter()
-                torch_side.logits(x)
-                seconds.append(time.perf_counter() - start)
-            answer(seconds=statistics.median(seconds[1:]))
-        else:
-            answer(
-                seconds=torch_side.generate(
-                    command["length"], command["steps"], command["measured"], command["top_p"]
-                )
-            )
+    return parse
 
 
-class TorchProcess:
-    """A PyTorch process of its own, so that its peak memory is its own."""
-
-    def __init__(self, python, args):
-        command = [python, __file__, "--serve-torch", "--model", args.model]
-        command += ["--threads", str(args.threads), "--mask-id", str(args.mask_id)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self.read()
-
-    def read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the PyTorch process ended with status {self.process.wait()}")
-        return json.loads(line)
-
-    def ask(self, **command):
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self.read()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-# ---------------------------------------------------------------- the lacuna side
-
-
-def run_lacuna(args, *command):
-    """Runs the binary and gives its last JSON line and its peak memory in MiB."""
-    command = [args.lacuna, *map(str, command), "--threads", str(args.threads), "--json"]
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(command)}\nfailed with {process.returncode}: {errors.read().strip()}")
-    lines = [line for line in output.splitlines() if line.startswith("{")]
-    if not lines:
-        raise SystemExit(f"{' '.join(command)}\nprinted no JSON: {output[:500]!r}")
-    return json.loads(lines[-1]), usage.ru_maxrss / 1024
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    what = p.add_argument_group("what is measured")
+    what.add_argument("--only", type=parts, default=PARTS, metavar="PARTS", help="some of forward,generate,train,sample (default: all)")
+    what.add_argument("--quick", action="store_true", help="small sizes: whether it works; the numbers mean nothing")
+    what.add_argument("--model", metavar="DIR", help="a LLaMA model as a Hugging Face folder (default: target/smollm2)")
+    what.add_argument("--made-up", action="store_true", help="random weights in the shape of SmolLM2-135M, in target/smollm2-shape")
+    what.add_argument("--mask-id", type=at_least(0), default=0, metavar="ID", help="token used as the mask (default 0)")
+    what.add_argument("--threads", type=at_least(1), default=os.cpu_count(), metavar="N", help="threads of both (default: all)")
+    what.add_argument("--repeats", type=at_least(1), default=3, metavar="N", help="turns of each program (default 3)")
+    what.add_argument("--batch", type=numbers(int, 1), default=[1, 4], metavar="N,..", help="forward: batches (default 1,4)")
+    what.add_argument("--context", type=numbers(int, 1), default=[128, 512], metavar="L,..", help="forward: lengths (default 128,512)")
+    what.add_argument("--inner", type=at_least(1), default=3, metavar="N", help="forward, sample: passes a turn, their median (default 3)")
+    what.add_argument("--canvas", type=at_least(2), default=128, metavar="L", help="generate: length, the first token given (default 128)")
+    what.add_argument("--steps", type=numbers(int, 1), default=[32, 128], metavar="T,..", help="generate: denoising steps (default 32,128)")
+    what.add_argument("--top-p", type=float, default=0.9, metavar="P", help="generate: nucleus (default 0.9)")
+    what.add_argument("--torch-steps", type=at_least(1), metavar="N", help="generate: time at most N steps of PyTorch's loop, scaled to T")
+    what.add_argument("--masked", type=numbers(float, 0.0), default=[0.15, 0.5, 1.0], metavar="SHARE,..",
+                      help="train: shares of the tokens (default 0.15,0.5,1)")
+    what.add_argument("--attention", type=lambda t: t.split(","), default=["sdpa"], metavar="KINDS",
+                      help="train: PyTorch's attention, sdpa or eager or both (default sdpa, the faster)")
+    what.add_argument("--train-batch", type=at_least(1), default=4, metavar="N", help="train: sequences of a step (default 4)")
+    what.add_argument("--train-length", type=at_least(2), default=128, metavar="L", help="train: tokens of a sequence (default 128)")
+    what.add_argument("--train-steps", type=at_least(1), default=3, metavar="N", help="train: steps a turn, their median (default 3)")
+    what.add_argument("--train-warmup", type=at_least(1), default=1, metavar="N", help="train: steps before, each turn (default 1)")
+    out = p.add_argument_group("what is written")
+    out.add_argument("--json", metavar="FILE", help="a line a measurement, as lacuna bench writes them, as they come")
+    out.add_argument("--docs", nargs="?", const=str(DOCS), metavar="FILE", help="put the table between the markers of FILE (docs/performance.md)")
+    out.add_argument("--goals", action="store_true", help="say which goals are met; exit code 1 where one is missed")
+    who = p.add_argument_group("programs")
+    who.add_argument("--lacuna", metavar="FILE", help="the binary (default: cargo's release build, brought up to date)")
+    who.add_argument("--python", metavar="FILE", help="an interpreter that has torch and transformers")
+    who.add_argument("--torch-index", metavar="URL", help="index that pip takes torch from when it sets up tools/.venv")
+    who.add_argument("--torch-only", action="store_true", help="leave lacuna out")
+    who.add_argument("--lacuna-only", action="store_true", help="leave PyTorch out")
+    who.add_argument("--llama-diffusion", metavar="FILE", help="llama.cpp's llama-diffusion-cli, with --llama-model GGUF")
+    who.add_argument("--llama-model", metavar="GGUF", help="a model that it knows: Dream, LLaDA, RND1")
+    p.add_argument("--serve", choices=PARTS, help=argparse.SUPPRESS)
+    p.add_argument("--write-made-up", metavar="DIR", help=argparse.SUPPRESS)
+    return p
 
 
-def write_ids(path, ids):
-    """A safetensors file with one tensor: `x`, int32 [B, L]."""
-    data = b"".join(struct.pack(f"<{len(row)}i", *row) for row in ids)
-    info = {"dtype": "I32", "shape": [len(ids), len(ids[0])], "data_offsets": [0, len(data)]}
-    header = json.dumps({"x": info}).encode()
-    header += b" " * (-len(header) % 8)
-    Path(path).write_bytes(struct.pack("<Q", len(header)) + header + data)
-
-
-def lacuna_forward(args, ids, repeat):
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = f"{folder}/in.safetensors", f"{folder}/out.safetensors"
-        write_ids(source, ids)
-        flags = ["--model", args.model, "--input", source, "--output", target, "--repeat", repeat]
-        result, peak = run_lacuna(args, "replay", "forward", *flags)
-    return result["seconds"], peak
-
-
-def lacuna_generate(args, steps):
-    flags = ["--model", args.model, "--mask-id", args.mask_id, "--length", args.length, "--steps", steps]
-    result, peak = run_lacuna(args, "generate", *flags, "--top-p", args.top_p, "--ignore-eos")
-    return result["seconds"], result["nfe"], peak
-
-
-# ---------------------------------------------------------------- measuring
-
-
-def compare_forward(args, torch_process, batch, length):
-    vocab = torch_process.about["vocab"]
-    ids = [[(17 * i + 31 * b + 5) % vocab for i in range(length)] for b in range(batch)]
-    torch_seconds, own_seconds, torch_peak, own_peak = [], [], 0.0, 0.0
-    for _ in range(args.repeats):
-        answer = torch_process.ask(what="forward", x=ids, repeat=args.inner)
-        torch_seconds.append(answer["seconds"])
-        torch_peak = max(torch_peak, answer["peak_mib"])
-        if args.lacuna:
-            seconds, peak = lacuna_forward(args, ids, args.inner)
-            own_seconds.append(seconds)
-            own_peak = max(own_peak, peak)
-    name = f"forward, batch {batch}, L = {length}"
-    return row(name, torch_seconds, own_seconds, torch_peak, own_peak, batch * length)
-
-
-def compare_generate(args, torch_process, steps):
-    measured = min(steps, args.torch_steps or steps)
-    torch_seconds, own_seconds, nfe, torch_peak, own_peak = [], [], None, 0.0, 0.0
-    for _ in range(args.repeats):
-        answer = torch_process.ask(
-            what="generate", length=args.length, steps=steps, measured=measured, top_p=args.top_p
-        )
-        torch_seconds.append(answer["seconds"])
-        torch_peak = max(torch_peak, answer["peak_mib"])
-        if args.lacuna:
-            seconds, nfe, peak = lacuna_generate(args, steps)
-            own_seconds.append(seconds)
-            own_peak = max(own_peak, peak)
-    name = f"generate {args.length} tokens, T = {steps}, top-p {args.top_p}"
-    result = row(name, torch_seconds, own_seconds, torch_peak, own_peak, args.length)
-    result["lacuna_nfe"] = nfe
-    if measured < steps:
-        result["note"] = f"PyTorch: {measured} of {steps} steps measured, scaled linearly"
-    return result
-
-
-def row(name, torch_seconds, own_seconds, torch_peak, own_peak, tokens):
-    torch_median = statistics.median(torch_seconds)
-    result = {
-        "what": name,
-        "tokens": tokens,
-        "torch_seconds": torch_median,
-        "torch_all": torch_seconds,
-        "torch_peak_mib": torch_peak,
-    }
-    if own_seconds:
-        median = statistics.median(own_seconds)
-        result.update(lacuna_seconds=median, lacuna_all=own_seconds, lacuna_peak_mib=own_peak)
-        result["ratio"] = torch_median / median
-    own = f", {result['lacuna_seconds']:.3f} s in lacuna" if own_seconds else ""
-    print(f"{name}: {torch_median:.3f} s in PyTorch{own}", file=sys.stderr, flush=True)
-    return result
-
-
-def markdown(about, rows):
-    lines = [
-        f"{about['processor']}, {about['threads']} threads; PyTorch {about['torch']}, transformers"
-        f" {about['transformers']}; medians of {about['repeats']}.",
-        "",
-        "| | PyTorch | lacuna | ratio | tokens/s PyTorch | tokens/s lacuna | peak MiB PyTorch | peak MiB lacuna |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    notes = []
-    for r in rows:
-        mark = ""
-        if "note" in r:
-            notes.append(r["note"])
-            mark = f" [{len(notes)}]"
-        own = r.get("lacuna_seconds")
-        cells = [
-            r["what"] + mark,
-            f"{r['torch_seconds']:.3f} s",
-            f"{own:.3f} s" if own else "–",
-            f"{r['ratio']:.2f}x" if own else "–",
-            f"{r['tokens'] / r['torch_seconds']:.1f}",
-            f"{r['tokens'] / own:.1f}" if own else "–",
-            f"{r['torch_peak_mib']:.0f}",
-            f"{r['lacuna_peak_mib']:.0f}" if own else "–",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [""] * bool(notes) + [f"[{i}] {note}." for i, note in enumerate(notes, 1)]
-    return "\n".join(lines)
-
-
-def processor():
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-# ---------------------------------------------------------------- finding what is needed
-
-
-def find_python(asked):
-    """An interpreter that has PyTorch: the asked one, this one, or that of tools/.venv."""
-    if asked:
-        return asked
-    if all(importlib.util.find_spec(package.split(">")[0]) for package in PACKAGES):
-        return sys.executable
-    python = VENV / "bin/python"
-    if not python.exists():
-        print(f"making {VENV} with {', '.join(PACKAGES)}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    return str(python)
-
-
-def find_lacuna(asked):
-    """The binary: the asked one, or the release build of this repository, made if need be."""
-    if asked:
-        return asked
-    subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "lacuna"], cwd=ROOT, check=True)
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return str(target / "release/lacuna")
-
-
-def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, metavar="DIR", help="a LLaMA model as a Hugging Face folder")
-    parser.add_argument("--mask-id", type=int, default=0, help="token used as the mask (default 0)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of both (default: all)")
-    parser.add_argument("--only", choices=["forward", "generate"], help="measure only this")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="forward: batches (default 1 4)")
-    parser.add_argument("--context", type=int, nargs="+", default=[128, 512], metavar="L",
-                        help="forward: sequence lengths (default 128 512)")
-    parser.add_argument("--length", type=int, default=127, help="generate: new tokens (default 127, after one given)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[32, 128], metavar="T",
-                        help="generate: denoising steps (default 32 128)")
-    parser.add_argument("--top-p", type=float, default=0.9, help="generate: nucleus (default 0.9)")
-    parser.add_argument("--torch-steps", type=int, metavar="N",
-                        help="generate: measure at most N steps of PyTorch's loop and scale to T; the table says so")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each program (default 3)")
-    parser.add_argument("--inner", type=int, default=3, help="forward: passes a turn (default 3)")
-    parser.add_argument("--lacuna", metavar="FILE", help="the binary (default: cargo's release build, brought up to date)")
-    parser.add_argument("--torch-only", action="store_true", help="leave lacuna out")
-    parser.add_argument("--python", metavar="FILE", help="an interpreter that has torch and transformers")
-    parser.add_argument("--json", metavar="FILE", help="write every measurement here")
-    parser.add_argument("--serve-torch", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if min([args.threads, args.length, args.repeats, args.inner, *args.batch, *args.context, *args.steps]) < 1:
-        parser.error("threads, lengths, batches, steps and repeats are at least 1")
-    if args.torch_steps is not None and args.torch_steps < 1:
-        parser.error("--torch-steps is at least 1")
+def arguments(words=None):
+    p = parser()
+    args = p.parse_args(words)
+    if args.quick:
+        for name, value in QUICK.items():
+            if getattr(args, name) == p.get_default(name):
+                setattr(args, name, value)
+    if not 0 < args.top_p <= 1:
+        p.error(f"--top-p {args.top_p}: expected a probability above 0, at most 1")
+    for share in args.masked:
+        if not 0 < share <= 1 or round(share * args.train_length) < 1:
+            p.error(f"--masked {share:g}: expected a share up to 1 that is one token of {args.train_length} or more")
+    if not set(args.attention) <= {"sdpa", "eager"}:
+        p.error(f"--attention {','.join(args.attention)}: expected sdpa, eager or both with a comma")
+    if args.torch_only and args.lacuna_only:
+        p.error("--torch-only and --lacuna-only leave nothing to measure")
+    if args.model and args.made_up:
+        p.error("--model and --made-up: one of the two")
+    if bool(args.llama_diffusion) != bool(args.llama_model):
+        p.error("--llama-diffusion FILE and --llama-model GGUF go together")
+    if args.goals and args.quick:
+        p.error("--goals are for the full sizes: leave --quick out")
+    if args.docs and Path(args.docs).resolve() == DOCS and (args.quick or args.only != PARTS or args.torch_only or args.lacuna_only):
+        p.error("--docs: a part cannot stand for the whole; leave --quick, --only and --...-only out, or name another FILE")
     return args
+
+
+def command(args):
+    """The command that does the same again, without what is of one machine."""
+    p, words = parser(), ["python3", "tools/compare_torch.py"]
+    for name in ("made_up", "quick", "torch_only", "lacuna_only"):
+        words += ["--" + name.replace("_", "-")] * getattr(args, name)
+    lists = ("only", "batch", "context", "steps", "masked", "attention")
+    for name in ("mask_id", "threads", "repeats", "inner", "canvas", "top_p", "torch_steps", "train_batch", "train_length",
+                 "train_steps", "train_warmup", *lists):  # fmt: skip
+        value, usual = getattr(args, name), p.get_default(name)
+        if args.quick and value == QUICK.get(name) or value == usual and name != "threads":
+            continue
+        words += ["--" + name.replace("_", "-"), ",".join(f"{v}" for v in value) if name in lists else str(value)]
+    if args.asked_model:
+        model = Path(args.asked_model).resolve()
+        words += ["--model", str(model.relative_to(ROOT)) if model.is_relative_to(ROOT) else model.name]
+    if args.llama_diffusion:
+        words += ["--llama-diffusion", Path(args.llama_diffusion).name, "--llama-model", Path(args.llama_model).name]
+    return shlex.join(words + ["--docs"] * (args.docs is not None))
+
+
+def measure(args):
+    """Looks for everything first, then measures; the exit code."""
+    if args.docs:
+        table.markers(args.docs)
+    if args.llama_diffusion:
+        llama_cpp.gguf_facts(args.llama_model)
+        if not os.access(args.llama_diffusion, os.X_OK):
+            raise SystemExit(f"--llama-diffusion {args.llama_diffusion}: no program there")
+    # Made-up weights are written by PyTorch's interpreter.
+    wants_python = not args.lacuna_only or args.made_up
+    if args.model or not args.made_up:
+        find_model(args.model, False, None)
+    lines = Lines(args.json)
+    args.lacuna = None if args.torch_only else find_lacuna(args.lacuna)
+    args.python = find_python(args.python, args.torch_index) if wants_python else None
+    args.asked_model = args.model
+    args.model = find_model(args.model, args.made_up, args.python)
+    args.version = None
+    if args.lacuna:
+        args.version = programs.run([args.lacuna, "--version"]).output.removeprefix("lacuna").strip()
+    busy = load()
+    if busy is not None and busy > 0.5:
+        say(f"the machine is busy ({busy:.1f} threads want to run): times will be noisy, PyTorch's more than lacuna's")
+    measurement = Measurement(args, lines, commit(args.lacuna) if args.lacuna else None)
+    stopped = False
+    lines.begin()
+    try:
+        measurement.run()
+        if args.llama_diffusion:
+            llama_cpp.measure(measurement)
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        programs.stop_all()
+    if measurement.rows:
+        text = table.markdown(measurement, command(args))
+        print(text)
+        if args.docs and not stopped:
+            table.write_docs(args.docs, text)
+    missed = False
+    if args.goals:
+        for met, words in table.goals(measurement.rows):
+            print(words)
+            missed |= met is False
+    if stopped:
+        kept = f" and in {args.json}" if args.json else ""
+        say(f"interrupted; what was measured is above{kept}" + (f"; {args.docs} is as it was" if args.docs else ""))
+        return 130
+    return int(missed)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def main():
     args = arguments()
-    if args.serve_torch:
-        serve_torch(args)
-        return
-    python = find_python(args.python)
-    args.lacuna = None if args.torch_only else find_lacuna(args.lacuna)
-    work = []
-    if args.only != "generate":
-        work += [(compare_forward, (b, n)) for n in args.context for b in args.batch]
-    if args.only != "forward":
-        work += [(compare_generate, (steps,)) for steps in args.steps]
-    about = {"processor": processor(), "threads": args.threads, "repeats": args.repeats}
-    rows = []
-    for compare, what in work:
-        torch_process = TorchProcess(python, args)  # a fresh one, whose peak memory is of this work only
-        about.update(torch=torch_process.about["torch"], transformers=torch_process.about["transformers"])
-        rows.append(compare(args, torch_process, *what))
-        torch_process.close()
-    print(markdown(about, rows))
-    if args.json:
-        Path(args.json).write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    if args.serve:
+        torch_side.serve(args)
+        return 0
+    if args.write_made_up:
+        torch_side.write_made_up(args.write_made_up)
+        return 0
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        return measure(args)
+    except KeyboardInterrupt:
+        programs.stop_all()
+        say("interrupted before anything was measured")
+        return 130
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compare_torch import ROOT
+from compare.setup import ROOT
 from experiment.conditions import CONDITIONS
 from experiment.words import plus_minus
 
