@@ -8,7 +8,7 @@
              of masked tokens. PyTorch takes the logits of all positions, as the reference trainers do
   sample     drawing tokens from 128 rows of 50,257 logits with top-p 0.9: in PyTorch by the operations of the paper's
              released sampler (sort, softmax, cumulative sum, scatter, Categorical), in lacuna by bench kernels; once on
-             peaked logits (12 x^3, x uniform in -1 .. 1) and once on near-flat ones (x / 10), the worst case
+             peaked logits (12 x^3, x uniform in -1 .. 1) and once on near-flat ones (x / 10)
 
 Everything is f32 arithmetic. PyTorch runs transformers' LlamaForCausalLM with scaled-dot-product attention; nothing is
 compiled. The two programs take turns, each in a process of its own; loading and a warm-up are not counted; peak memory is

@@ -51,7 +51,10 @@ def gguf_facts(path):
             length = take("Q")
             if length > size:
                 raise ValueError("a string longer than the file")
-            return file.read(length).decode("utf-8", "replace")
+            data = file.read(length)
+            if len(data) < length:
+                raise ValueError("it ends early")
+            return data.decode("utf-8", "replace")
 
         def value(kind):
             if kind in FIXED:
@@ -80,6 +83,8 @@ def gguf_facts(path):
             for _ in range(count):
                 key = text()
                 facts[key] = value(take("I"))
+            if file.tell() > size:
+                raise ValueError("it ends early")
             return facts
         except (ValueError, struct.error) as error:
             raise SystemExit(f"--llama-model {path}: not a GGUF file that can be read: {error}") from None

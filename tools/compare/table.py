@@ -80,8 +80,10 @@ def markdown(measurement, command):
         optimizer = f", torch.optim.AdamW {about['optimizer']}" if about.get("optimizer") else ""
         facts.append(f"PyTorch {about['torch']}, transformers {about['transformers']}{optimizer}, {mib(about['imported_bytes'])} MiB of its peaks being there once it is imported")
     facts.append(f"{datetime.date.today().isoformat()}")
+    runs = sorted({len(row.seconds(who)) for row in measurement.rows for who in row.turns if row.turns[who]})
+    runs = "–".join(map(str, runs if len(runs) < 2 else (runs[0], runs[-1])))
     lines = [
-        "; ".join(facts) + f". Medians of {args.repeats} turns ± interquartile range over median; ratio: PyTorch's time over lacuna's;"
+        "; ".join(facts) + f". Medians of {runs} turns ± interquartile range over median; ratio: PyTorch's time over lacuna's;"
         " memory: lacuna's peak over PyTorch's.",
         "",
     ]
