@@ -6,9 +6,11 @@ mod activation;
 mod attention;
 mod backward;
 mod cuda;
+mod denoise;
 mod embedding;
 mod head;
 mod matmul;
+mod moves;
 mod norm;
 mod optim;
 mod support;
@@ -25,6 +27,8 @@ criterion::criterion_group!(
     optim::bench,
     activation::bench,
     unmask::bench,
+    denoise::bench,
+    moves::bench,
     cuda::bench
 );
 criterion::criterion_main!(ops);

@@ -51,6 +51,17 @@ pub fn bench(c: &mut Criterion) {
             std::hint::black_box(&g).as_slice().iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
         });
     });
+    // What a step asks of all gradients before the first update: settings, measuring, the factor of clipping.
+    let mut control = cpu.control(&[len]).expect("memory");
+    group.bench_function(BenchmarkId::new("sum_of_squares", "prepare, measure, settle"), |b| {
+        cpu.run(|| {
+            b.iter(|| {
+                cpu.prepare(&mut control, AdamW { clip: 1.0, ..step }).unwrap();
+                cpu.measure(&mut control, 0, &g).unwrap();
+                cpu.settle(&mut control).unwrap();
+            })
+        });
+    });
     group.finish();
 }
 
