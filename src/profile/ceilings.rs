@@ -105,7 +105,7 @@ fn copy<B: Forward + Backend<Elem = f32>>(backend: &B) -> Result<f64> {
             continue;
         }
         let mut least = best(first, |launches| with(WIDTH, launches))?;
-        if rows * WIDTH >= LONG && rows * WIDTH % LONG == 0 {
+        if rows >= LONG / WIDTH && rows.is_multiple_of(LONG / WIDTH) {
             least = least.min(best(first, |launches| with(LONG, launches))?);
         }
         return Ok((2 * rows * WIDTH * size) as f64 / least);
