@@ -1,6 +1,9 @@
 //! Compiles the kernels in `cuda/`: by nvcc for NVIDIA cards where there is one (else the binary computes on the CPU
-//! only), and with the feature `simt` by a C++ compiler for the host SIMT machine.
+//! only), and with the feature `simt` by a C++ compiler for the host SIMT machine. Also tells the
+//! program which commit it is.
 
+#[path = "build/commit.rs"]
+mod commit;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 #[cfg(feature = "simt")]
@@ -30,6 +33,7 @@ fn build() -> Result<(), String> {
     let cuda = root.join("cuda");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
+    commit::tell(&root);
     kernels(&cuda, &out)?;
     #[cfg(feature = "simt")]
     simt::compile(&cuda, &out)?;

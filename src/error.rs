@@ -56,6 +56,10 @@ pub enum Error {
     #[error("{device}: {what}; {hint}")]
     Device { device: String, what: String, hint: String },
 
+    /// A comparison of measurements found some that are slower than allowed.
+    #[error("{0}")]
+    Slower(String),
+
     /// The work was stopped by Ctrl-C or by a callback.
     #[error("interrupted")]
     Cancelled,
@@ -73,7 +77,7 @@ impl Error {
     }
 
     /// The process exit code of this error: 2 usage or request, 3 input/output, 4 model files,
-    /// 5 numbers that are not finite, 6 hub, 7 memory, 8 device, 1 anything else, 130 interrupted.
+    /// 5 numbers that are not finite, 6 hub, 7 memory, 8 device, 9 slower than before, 1 anything else, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Request(_) | Error::Input { .. } => 2,
@@ -83,6 +87,7 @@ impl Error {
             Error::Hub { .. } => 6,
             Error::Memory { .. } => 7,
             Error::Device { .. } => 8,
+            Error::Slower(_) => 9,
             Error::Shape { .. } => 1,
             Error::Cancelled => 130,
         }

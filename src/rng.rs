@@ -33,6 +33,8 @@ pub enum Purpose {
     Source = 10,
     /// Stochastic rounding of an optimiser's moments.
     Rounding = 11,
+    /// What a measurement draws: arrivals of requests, runs drawn again for an interval.
+    Measure = 12,
 }
 
 /// One 10-round Philox4x32 block.

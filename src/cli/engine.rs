@@ -11,7 +11,8 @@ use crate::backend::{Backend, Denoise, Forward, Mask};
 use crate::config::ModelConfig;
 use crate::element::Dtype;
 use crate::error::Result;
-use crate::model::{Arena, ArenaSize, Batch, KvCache, Model};
+use crate::model::{Arena, ArenaSize, Batch, KvCache, MemoryReport, Model};
+use crate::profile::{self, Ceilings};
 use crate::sample::{
     Generation, Limits, MemoryPlan, Observer, PlainInput, PlainOptions, PlainOutput, Request, Sampler,
     plain_loop, planned,
@@ -31,6 +32,24 @@ pub trait Engine: Send + Sync {
 
     /// Rows of a forward pass up to which more sequences are taken in, as long as there are any.
     fn worthwhile_rows(&self) -> usize;
+
+    /// Bytes of one activation.
+    fn number_bytes(&self) -> usize;
+
+    /// Where the weights live.
+    fn memory(&self) -> MemoryReport;
+
+    /// What is left of the machine's memory, where it is known: of a card.
+    fn free_memory(&self) -> Option<u64>;
+
+    /// What the machine can do at most.
+    ///
+    /// # Errors
+    /// Those of [`profile::ceilings`].
+    fn ceilings(&self) -> Result<Ceilings>;
+
+    /// Bytes beside the weights of a sampler within `limits`, and of its cache where it decodes from left to right.
+    fn needs(&self, limits: Limits, left_to_right: bool) -> u128;
 
     /// Whether there is room for a sampler within `limits`, and for its cache where it decodes from left to right.
     fn fits(&self, limits: Limits, left_to_right: bool) -> bool;
@@ -211,13 +230,32 @@ impl<B: Forward + Denoise + Backend<Elem = f32>> Engine for Loaded<B> {
         self.model.backend().worthwhile_rows()
     }
 
-    fn fits(&self, limits: Limits, left_to_right: bool) -> bool {
-        let backend = self.model.backend();
-        // A tenth of a card is left for what is not counted: recordings, alignment.
-        let room = backend.free_memory().map_or(ON_THE_CPU, |free| u128::from(free) / 10 * 9);
+    fn number_bytes(&self) -> usize {
+        self.model.backend().number_bytes()[0]
+    }
+
+    fn memory(&self) -> MemoryReport {
+        self.model.memory()
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.model.backend().free_memory()
+    }
+
+    fn ceilings(&self) -> Result<Ceilings> {
+        profile::ceilings(self.model.backend())
+    }
+
+    fn needs(&self, limits: Limits, left_to_right: bool) -> u128 {
         let cached = if left_to_right { limits.tokens } else { 0 };
-        let cache = KvCache::<B>::bytes(self.model.config(), cached, backend.number_bytes()[0]);
-        MemoryPlan::new(&self.model, limits).of_generating() + cache <= room
+        let cache = KvCache::<B>::bytes(self.model.config(), cached, self.number_bytes());
+        MemoryPlan::new(&self.model, limits).of_generating() + cache
+    }
+
+    fn fits(&self, limits: Limits, left_to_right: bool) -> bool {
+        // A tenth of a card is left for what is not counted: recordings, alignment.
+        let room = self.free_memory().map_or(ON_THE_CPU, |free| u128::from(free) / 10 * 9);
+        self.needs(limits, left_to_right) <= room
     }
 
     fn sampler(&self, limits: Limits) -> Result<Box<dyn Generate>> {

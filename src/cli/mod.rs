@@ -4,7 +4,6 @@
 mod args;
 mod batch;
 mod bench;
-mod bench_train;
 mod common;
 mod device;
 mod engine;
@@ -62,6 +61,7 @@ Exit codes:
     6  a model cannot be fetched from a hub
     7  not enough memory
     8  a device is missing, too old or failed, or a self-test did
+    9  bench compare found something slower than its threshold allows
   130  stopped by Ctrl-C
 With --json an error is also an object on standard output:
 {\"error\": \"...\", \"code\": 2}. Ctrl-C stops after the step at hand and keeps
@@ -95,7 +95,7 @@ enum Command {
     Pack(pack::Args),
     /// Run explicit inputs, to compare with another implementation
     Replay(Box<replay::Args>),
-    /// Measure the denoising loop, a training step, or each kernel of a card
+    /// Measure generations, steps, training, kernels; compare measurements
     Bench(Box<bench::Args>),
     /// Run a command and show where its time goes
     Profile(profile::Args),

@@ -50,6 +50,8 @@ pub enum Style {
     Remasked,
     /// Filled text shown among given text.
     Filled,
+    /// A figure that is worse than it was.
+    Worse,
 }
 
 impl Style {
@@ -62,6 +64,7 @@ impl Style {
             Style::Masked => "\x1b[34m",
             Style::Remasked => "\x1b[35m",
             Style::Filled => "\x1b[1;36m",
+            Style::Worse => "\x1b[1;31m",
         }
     }
 

@@ -17,6 +17,18 @@ pub enum Rule {
     TopK,
 }
 
+impl Rule {
+    /// Temperature, top-p and top-k.
+    pub(super) const fn numbers(self) -> (f32, f32, u32) {
+        match self {
+            Rule::Greedy => (0.0, 1.0, 0),
+            Rule::Sampled => (1.0, 1.0, 0),
+            Rule::TopP => (1.0, 0.9, 0),
+            Rule::TopK => (1.0, 1.0, 40),
+        }
+    }
+}
+
 /// A launch and its sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {

@@ -99,7 +99,7 @@ pub(super) fn opinion(x: f32) -> f32 {
 }
 
 /// `len` numbers made of the generator's words.
-fn random<T>(len: usize, stream: u32, make: impl Fn(u32) -> T) -> Vec<T> {
+pub(super) fn random<T>(len: usize, stream: u32, make: impl Fn(u32) -> T) -> Vec<T> {
     let blocks = (0..len.div_ceil(4) as u32).flat_map(|i| philox4x32_10([i, stream, 0, 0], [0, 0]));
     blocks.take(len).map(make).collect()
 }

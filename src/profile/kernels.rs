@@ -288,12 +288,7 @@ impl<'a, D: Device> Bench<'a, D> {
     fn unmask(&mut self, case: &Case, rule: Rule, rows: usize, vocab: usize) -> Result<Vec<f64>> {
         let (cuda, dtype) = (self.cuda, case.dtype);
         let logits = self.floats(dtype, rows * vocab, opinion)?;
-        let (temperature, top_p, top_k) = match rule {
-            Rule::Greedy => (0.0, 1.0, 0),
-            Rule::Sampled => (1.0, 1.0, 0),
-            Rule::TopP => (1.0, 0.9, 0),
-            Rule::TopK => (1.0, 1.0, 40),
-        };
+        let (temperature, top_p, top_k) = rule.numbers();
         let mut words = Vec::new();
         for row in 0..rows {
             let uniform = (row as f32 + 0.5) / rows as f32;

@@ -1,5 +1,7 @@
-//! What work takes: the arithmetic that a generation needs ([`generation`]), and how fast the kernels are on a device: each launch of `backend/cuda` at the sizes of the models, by the device's own
-//! clock. `tools/gpu_check.sh` puts the times beside PyTorch's on the same card, for the same list of sizes.
+//! What work takes: the arithmetic that it needs ([`flops`]), what the machine can do at most ([`ceilings()`]), and how fast the
+//! kernels are: each launch of `backend/cuda` at the sizes of the models, by the device's own clock ([`kernels()`]), and the CPU's
+//! operations at sizes for a CPU ([`host_kernels`]). `tools/gpu_check.sh` puts the times beside PyTorch's on the same card, for
+//! the same list of sizes.
 //!
 //! Before every run a buffer larger than the second-level cache is overwritten, so that inputs come from memory; that
 //! also hides the cost of starting the launch. What it leaves in the cache to be written back weighs on short kernels,
@@ -11,6 +13,7 @@ mod backward;
 mod ceilings;
 pub mod flops;
 mod grid;
+mod host;
 mod inputs;
 mod kernels;
 mod timeline;
@@ -20,6 +23,7 @@ pub use account::{Account, By, Row};
 pub use ceilings::{Bound, Ceilings, ceilings};
 pub use flops::{generation, pass};
 pub use grid::{Case, Rule, Work, cases};
+pub use host::{HostCase, host_cases, host_kernels};
 pub use kernels::kernels;
 pub use timeline::write_timeline;
 pub use training::Training;

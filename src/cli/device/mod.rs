@@ -1,14 +1,15 @@
 //! The one place that knows which machines there are.
 
 mod ceilings;
+mod kernels;
 mod testing;
 mod training;
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub use self::ceilings::ceilings;
+pub use self::kernels::{KernelEvent, KernelWork, kernels};
 pub use self::testing::{Plan, SimtRun, Tests, kernel_cases, library_cases, test};
 pub use self::training::{Training, train};
 use super::Context;
@@ -24,7 +25,6 @@ use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
 use crate::model::{LoadOptions, MemoryReport, Model, NetworkShape};
-use crate::profile::{self, Timing};
 
 /// The CPU, for what is done on it in any case.
 ///
@@ -86,6 +86,18 @@ pub fn dtype_of_card(args: &DeviceArgs) -> Result<Option<Dtype>> {
         Place::Cuda(_) => Dtype::Bf16,
     };
     Ok(Some(args.dtype.map_or(default, Dtype::from)))
+}
+
+/// Threads that the CPU computes with, where that is what `--device` names.
+///
+/// # Errors
+/// [`Error::Request`] for a name that is none.
+pub fn threads(args: &DeviceArgs) -> Result<Option<usize>> {
+    Ok(match Place::named(&args.device)? {
+        // A pool without a number has as many as the one that is there already.
+        Place::Cpu => Some(args.threads.map_or_else(rayon::current_num_threads, std::num::NonZeroUsize::get)),
+        Place::Simt | Place::Cuda(_) => None,
+    })
 }
 
 /// Where weights come from.
@@ -236,53 +248,6 @@ fn load_on<B: Forward + Denoise + Backend<Elem = f32>>(
     }
     let dtype = dtype_of_card(args)?.unwrap_or(Dtype::F32);
     Ok(Box::new(Loaded { model: Arc::new(model), device, dtype, gemm, verbose: args.verbose.into() }))
-}
-
-/// Times the kernels on a card, or on the SIMT machine; `each` gets the device's name with every timing.
-///
-/// # Errors
-/// [`Error::Request`] for the CPU; those of [`check`] and [`profile::kernels`].
-pub fn kernels(
-    args: &DeviceArgs,
-    filter: &str,
-    quick: bool,
-    each: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
-) -> Result<()> {
-    match Place::named(&args.device)? {
-        Place::Cpu => Err(Error::request(
-            "bench kernels times a card's kernels: give --device cuda (the CPU's are timed by cargo bench)",
-        )),
-        Place::Cuda(ordinal) => {
-            let cuda = with_gemm(Cuda::new(Card::open(ordinal)?), args)?;
-            let name = cuda.device().facts().name.clone();
-            profile::kernels(&cuda, filter, quick, |t| each(&name, t))
-        }
-        Place::Simt => simt_kernels(args, filter, quick, each),
-    }
-}
-
-#[cfg(feature = "simt")]
-fn simt_kernels(
-    args: &DeviceArgs,
-    filter: &str,
-    quick: bool,
-    each: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
-) -> Result<()> {
-    use crate::backend::cuda::simt::{Options, Simt};
-
-    let cuda = with_gemm(Cuda::new(Simt::new(Options { seed: 0, check: false })), args)?;
-    let name = cuda.device().facts().name.clone();
-    profile::kernels(&cuda, filter, quick, |t| each(&name, t))
-}
-
-#[cfg(not(feature = "simt"))]
-fn simt_kernels(
-    _: &DeviceArgs,
-    _: &str,
-    _: bool,
-    _: &mut dyn FnMut(&str, &Timing) -> ControlFlow<()>,
-) -> Result<()> {
-    Err(Error::request("--device simt: this program was built without the SIMT machine"))
 }
 
 /// Where `lacuna selftest` tests.

@@ -3,20 +3,22 @@
 use std::time::Instant;
 
 use clap::Args as ClapArgs;
-use serde_json::json;
 
-use super::Context;
-use super::args::DeviceArgs;
-use super::device::{self, Training};
-use super::terminal::println;
+use super::super::Context;
+use super::super::device::{self, Training};
+use super::generate::at_least_one;
+use super::line::{Kind, Line, Machine};
+use super::output::{OutputArgs, Sheet};
+use super::work::{Traffic, WeightsArgs, forget_peak, peak_memory, room_for_weights};
 use crate::backend::{Backend, Backward, MomentFormat, Optimise, TokenWeight};
+use crate::config::ModelConfig;
 use crate::diffusion::corrupt::{Corrupted, MaskRule};
 use crate::diffusion::loss::LossNorm;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::io::{ModelFiles, SpecialIds};
-use crate::model::{Adapters, Model, NetworkShape, parameters_of};
-use crate::profile::{flops, median};
+use crate::model::{Adapters, Model, parameters_of};
+use crate::profile::{self, flops};
 use crate::rng::{Purpose, Rng};
 use crate::train::batch::{Objective, TimeWeight};
 use crate::train::learner::{Attention, Learner, Recipe, Shape};
@@ -25,12 +27,8 @@ use crate::train::{Cursor, Example};
 
 #[derive(Debug, ClapArgs)]
 pub struct TrainArgs {
-    /// A folder, or a Hugging Face id [default: the bundled model]
-    #[arg(long, short, value_name = "DIR|ID", env = "LACUNA_MODEL", help_heading = "Model")]
-    model: Option<String>,
-    /// Made-up weights in the shape of diffugpt-s, diffugpt-m, diffullama-7b, smollm2-135m, or of a config.json
-    #[arg(long, value_name = "NAME|FILE", conflicts_with = "model", help_heading = "Model")]
-    shape: Option<NetworkShape>,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// Sequences of a step
     #[arg(long, short, value_name = "N", default_value_t = 4, help_heading = "Work")]
     batch: usize,
@@ -56,87 +54,117 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", help_heading = "Work")]
     lora_rank: Option<usize>,
     #[command(flatten)]
-    pub device: DeviceArgs,
-    /// One JSON object instead of a line for people
-    #[arg(long, help_heading = "Output")]
-    pub json: bool,
+    pub output: OutputArgs,
 }
 
 /// Runs it.
 ///
 /// # Errors
 /// [`Error::Request`] for work that cannot be done with the model; [`Error::Memory`]; [`Error::Cancelled`] after Ctrl-C.
-pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
-    for (flag, n) in [("batch", args.batch), ("length", args.length), ("repeat", args.repeat)] {
-        if n == 0 {
-            return Err(Error::request(format!("--{flag} 0: expected 1 or more")));
-        }
-    }
+pub fn run(args: &TrainArgs, sheet: &mut Sheet<'_>) -> Result<()> {
+    at_least_one([("batch", args.batch), ("length", args.length), ("repeat", args.repeat)])?;
     if !(0.0..=1.0).contains(&args.masked) {
         return Err(Error::request(format!("--masked {}: expected a share, 0 to 1", args.masked)));
     }
-    device::train(&args.device, Bench { args, context })
+    if let (Some(shape), Some(_)) = (&args.weights.shape, device::threads(&args.weights.device)?) {
+        // Trained weights are f32, as are their gradients.
+        let size = if args.lora_rank.is_none() { 8 } else { 2 };
+        room_for_weights(&shape.to_string(), &shape.config, size)?;
+    }
+    device::train(&args.weights.device, Bench { args, sheet })
 }
 
 /// Steps to be timed on some machine.
-struct Bench<'a> {
+struct Bench<'a, 'b> {
     args: &'a TrainArgs,
-    context: &'a Context,
+    sheet: &'a mut Sheet<'b>,
 }
 
-impl Training for Bench<'_> {
+impl Training for Bench<'_, '_> {
     fn run<B: Optimise + Backward + Backend<Elem = f32>>(self, backend: B, device: &str) -> Result<()> {
-        let Bench { args, context } = self;
+        let Bench { args, sheet } = self;
+        let (context, device_args) = (sheet.context, &args.weights.device);
+        let ceilings = if args.output.no_ceilings { None } else { Some(profile::ceilings(&backend)?) };
+        let machine = Machine {
+            device: device.to_owned(),
+            dtype: device::dtype_of_card(device_args)?.unwrap_or(Dtype::F32).to_string(),
+            threads: device::threads(device_args)?,
+            // The line of a card names its library.
+            gemm: device.split_once(", products by ").map_or("own", |(_, library)| library).to_owned(),
+            ceilings,
+        };
+        forget_peak();
         let free = backend.free_memory();
+        let start = Instant::now();
         let (name, mut learner) = learner(args, backend.clone())?;
+        let load_s = start.elapsed().as_secs_f64();
         let config = learner.model().config().clone();
         let parameters: usize =
             parameters_of(&config).iter().map(|e| e.shape.iter().product::<usize>()).sum();
+        sheet.ceilings(&machine)?;
+        context.interrupt.hold();
         let hidden = (args.masked * args.length as f32).round() as usize;
         let (seconds, loss) = time(args, hidden, &mut learner, context)?;
-        let taken = free.zip(backend.free_memory()).map(|(before, after)| before.saturating_sub(after));
-        let tokens = args.batch * args.length;
-        let scored = hidden * args.batch;
-        let lengths = vec![args.length; args.batch];
-        let flops = flops::training(&config, &lengths, scored, args.lora_rank.is_none());
-        let (middle, least) = (median(&seconds), seconds.iter().copied().fold(f64::INFINITY, f64::min));
-        let peak = peak_memory();
-        let threads = args.device.threads.map(std::num::NonZeroUsize::get);
-        let dtype = device::dtype_of_card(&args.device)?.unwrap_or(Dtype::F32);
-        if args.json {
-            return println(
-                &json!({
-                    "bench": "train", "model": name, "parameters": parameters, "batch": args.batch, "length": args.length,
-                    "masked": scored, "device": device, "dtype": dtype.to_string(), "threads": threads, "seconds": middle,
-                    "min_seconds": least, "runs": seconds.len(), "tokens_per_second": tokens as f64 / middle,
-                    "flops": flops, "flops_per_second": flops / middle, "peak_rss_bytes": peak, "device_bytes": taken,
-                    "loss": loss, "recompute": args.recompute, "moments": args.moments.to_string(), "lora_rank": args.lora_rank,
-                })
-                .to_string(),
-            );
+        if seconds.is_empty() {
+            return Err(Error::Cancelled);
         }
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let memory = match (taken, peak) {
-            (Some(bytes), _) => format!(", {:.0} MiB of the card", mib(bytes)),
-            (None, Some(bytes)) => format!(", at most {:.0} MiB", mib(bytes)),
-            (None, None) => String::new(),
-        };
-        println(&format!(
-            "{name}, {parameters} parameters, a step of {} x {} tokens, {scored} masked, {device}: median {middle:.4} s of {} \
-             (least {least:.4} s), {:.1} tokens/s, {:.1} GFLOP/s{memory}",
-            args.batch,
-            args.length,
-            seconds.len(),
-            tokens as f64 / middle,
-            flops / middle / 1e9
-        ))
+        let taken = free.zip(backend.free_memory()).map(|(before, after)| before.saturating_sub(after));
+        let (tokens, scored) = (args.batch * args.length, hidden * args.batch);
+        let flops =
+            flops::training(&config, &vec![args.length; args.batch], scored, args.lora_rank.is_none());
+        let words = [
+            args.recompute.then(|| ", recompute".to_owned()),
+            (args.moments != MomentFormat::F32).then(|| format!(", moments {}", args.moments)),
+            args.lora_rank.map(|rank| format!(", adapters of rank {rank}")),
+        ];
+        let words: String = words.into_iter().flatten().collect();
+        let named = format!("train {name}, {} x {}, {scored} masked{words}", args.batch, args.length);
+        let mut line = Line::new(Kind::Train, &named, &machine);
+        let bytes = bytes(args, &config, backend.number_bytes()[0], parameters, tokens, scored);
+        line.times(&seconds).tokens(tokens, tokens).work(flops, bytes, ceilings);
+        let middle = line.number("median_s").unwrap_or(f64::NAN);
+        line.set("model", name)
+            .set("shape", args.weights.shape.as_ref().map(|s| s.name.clone()))
+            .set("parameters", parameters)
+            .set("batch", args.batch)
+            .set("length", args.length)
+            .set("masked", scored)
+            .set("recompute", args.recompute)
+            .set("moments", args.moments.to_string())
+            .set("lora_rank", args.lora_rank)
+            .set("loss", loss)
+            .set("ms_per_step", 1e3 * middle)
+            .set("peak_memory_bytes", peak_memory())
+            .set("device_bytes", taken)
+            .set("load_s", load_s);
+        sheet.add(line)?;
+        context.interrupt.check()
     }
+}
+
+/// Bytes that a step must move, estimated: weights read on the way there and back, gradients added to, then read by clipping and
+/// by AdamW, which reads and writes parameters and moments; activations written and read, and three times as much on the way back.
+fn bytes(
+    args: &TrainArgs,
+    config: &ModelConfig,
+    number: usize,
+    parameters: usize,
+    tokens: usize,
+    scored: usize,
+) -> f64 {
+    let traffic = Traffic { weight: number as f64, number: number as f64 };
+    let weights = 2.0 * traffic.weights(config, true);
+    let updates = match args.lora_rank {
+        None => parameters as f64 * 4.0 * (2.0 + 2.0 + 2.0) + 4.0 * args.moments.bytes(parameters) as f64,
+        Some(_) => 0.0,
+    };
+    weights + updates + 4.0 * traffic.activations(config, tokens as f64, scored as f64)
 }
 
 fn learner<B: Optimise + Backward>(args: &TrainArgs, backend: B) -> Result<(String, Learner<B>)> {
     // Adapters leave the weights as they are.
     let trained = args.lora_rank.is_none();
-    let (name, model) = match &args.shape {
+    let (name, model) = match &args.weights.shape {
         Some(shape) => {
             let special = SpecialIds::default();
             let model = if trained {
@@ -147,7 +175,7 @@ fn learner<B: Optimise + Backward>(args: &TrainArgs, backend: B) -> Result<(Stri
             (shape.to_string(), model)
         }
         None => {
-            let files = ModelFiles::find(args.model.as_deref())?;
+            let files = ModelFiles::find(args.weights.model.as_deref())?;
             let dtype = |_: &str| trained.then_some(Dtype::F32);
             (files.name.clone(), Model::load_trainable(backend.clone(), &files, dtype)?)
         }
@@ -208,9 +236,12 @@ fn time<B: Optimise + Backward>(
     let rng = Rng::new(0);
     let steps = (args.repeat + args.warmup) as u64;
     let (mut seconds, mut loss) = (Vec::new(), 0.0);
-    let bar = context.progress(steps, args.json);
+    let bar = context.progress(steps, args.output.json());
     for step in 0..steps as u32 {
-        context.interrupt.check()?;
+        // The steps that are done count.
+        if context.interrupt.raised() {
+            break;
+        }
         let start = Instant::now();
         let report = learner.step_with(|_, prepared| {
             for row in 0..args.batch as u32 {
@@ -238,11 +269,4 @@ fn time<B: Optimise + Backward>(
     }
     bar.finish_and_clear();
     Ok((seconds, loss))
-}
-
-/// The most memory that the process ever had in use, in bytes, where the system says so.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| 1024 * kib)
 }
