@@ -131,6 +131,23 @@ pub fn stop() -> Option<Measured> {
     sink.take().map(|sink| Measured { wall: sink.from.elapsed(), ..sink.measured })
 }
 
+/// Metering is off until this is dropped; then it is as it was.
+#[must_use = "it lasts until it is dropped"]
+pub struct Pause(bool);
+
+/// Leaves what follows out: what is done to measure, not for the work.
+pub fn pause() -> Pause {
+    Pause(ON.swap(false, Ordering::Relaxed))
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        if self.0 && sink().is_some() {
+            ON.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Sink {
     fn add(&mut self, event: Event) {
         let Event { op, kernel, range, track, took, .. } = event;
@@ -320,6 +337,16 @@ mod tests {
             assert!(event.from >= outer.from && event.from + event.took <= outer.from + outer.took);
             assert_eq!(event.thread, outer.thread);
         }
+        // What is paused is left out, and the rest goes on.
+        start(0);
+        {
+            let _pause = pause();
+            drop(op("meter test", || unreachable!("described while the meter pauses")));
+        }
+        drop(op("meter test", describe));
+        let measured = stop().unwrap();
+        assert_eq!(measured.ops.iter().find(|(key, _)| key.op == "meter test").unwrap().1.calls, 1);
+        assert!(!is_on());
         // Sums stay where single events are not wanted.
         start(1);
         (0..3).for_each(|_| drop(op("meter test", describe)));

@@ -8,7 +8,8 @@ fn ranges_are_named_like_the_code_and_nest() {
     let folder = tempfile::tempdir().expect("a folder");
     let library = folder.path().join("nvtx.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/nvtx.c");
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&library).arg(source).output();
+    let compiled =
+        Command::new("cc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&library).arg(source).output();
     match compiled {
         Ok(done) => assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr)),
         Err(error) => return eprintln!("skipped: no C compiler ({error})"),

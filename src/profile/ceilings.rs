@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Epilogue, Forward, Layout, Rows};
 use crate::error::{Error, Result};
+use crate::meter;
 use crate::synthetic::{Fill, SyntheticTensor};
 
 /// Ceilings of a machine.
@@ -76,6 +77,7 @@ const SIDE: [usize; 3] = [32, 4096, 8192];
 /// [`Error::Memory`] when there is no room for the buffers (256 MiB on the CPU, a quarter of what is free on a card at most);
 /// [`Error::NonFinite`] for a product of numbers that are none; those of the machine.
 pub fn ceilings<B: Forward + Backend<Elem = f32>>(backend: &B) -> Result<Ceilings> {
+    let _unmetered = meter::pause();
     backend.run(|| Ok(Ceilings { bytes_per_s: copy(backend)?, flops_per_s: product(backend)? }))
 }
 

@@ -138,13 +138,36 @@ impl Simd<f32> for Avx2 {
         ld: usize,
         ahead: usize,
     ) {
-        // SAFETY: the caller's promises; a block reads numbers `i .. i + 8 <= k` of rows below
-        // `rows` and writes lanes `0 .. 16` of the same rows of `dst`.
+        // SAFETY: the caller's promises; a block reads numbers `i .. i + 8 <= k` (of bf16 `i .. i + 16 <= k`) of rows
+        // below `rows` and writes lanes `0 .. 16` of the same rows of `dst`.
         unsafe {
             if k < 8 {
                 return pack_rows_scalar(dtype, src, row_bytes, rows, k, dst, ld, 16);
             }
             let mut i = 0;
+            if dtype == Dtype::Bf16 {
+                // Two numbers in a word: words are transposed, then taken apart.
+                while i + 16 <= k {
+                    for half in 0..2 {
+                        let mut block = [_mm256_setzero_ps(); 8];
+                        for (lane, v) in block.iter_mut().enumerate() {
+                            let row = (8 * half + lane).min(rows - 1);
+                            let from = src.add(row * row_bytes + 2 * i);
+                            if ahead != 0 && i.is_multiple_of(32) {
+                                self.prefetch(from.wrapping_add(ahead));
+                            }
+                            *v = _mm256_loadu_ps(from.cast());
+                        }
+                        let to = dst.add(i * ld + 8 * half);
+                        for (j, words) in transpose8(block).into_iter().enumerate() {
+                            let (first, second) = words_of_bf16(words);
+                            _mm256_storeu_ps(to.add(2 * j * ld), first);
+                            _mm256_storeu_ps(to.add((2 * j + 1) * ld), second);
+                        }
+                    }
+                    i += 16;
+                }
+            }
             while i < k {
                 // The last block overlaps the one before it rather than running over.
                 let at = i.min(k - 8);
@@ -275,6 +298,15 @@ unsafe fn load8(dtype: Dtype, p: *const u8) -> __m256 {
             }
         }
     }
+}
+
+/// The two bf16 of each word, widened: the one stored first, and the one behind it.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn words_of_bf16(words: __m256) -> (__m256, __m256) {
+    let bits = _mm256_castps_si256(words);
+    let second = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+    (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)), _mm256_castsi256_ps(second))
 }
 
 /// Transposes an 8 x 8 block.
