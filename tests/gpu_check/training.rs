@@ -7,7 +7,7 @@ use lacuna::model::SyntheticShape;
 use lacuna::profile::{self, Case, Training, Work, flops};
 use serde_json::{Value, json};
 
-use super::{check_on, executable, python, report, results, root, run, stand_in};
+use super::{check_on, executable, kernel_line, python, report, results, root, run, stand_in};
 
 /// The script's parts in Python, as one line of Python sees them.
 fn python_says(code: &str) -> String {
@@ -96,22 +96,12 @@ fn the_sanitizer_looks_at_a_training_step_too() {
 
 /// A line of the engine's and one of PyTorch's, `ratio` times as long.
 fn kernel_lines(case: &Case, way: &str, ratio: f64, extra: Option<f64>) -> [String; 2] {
-    let own = profile::Timing {
-        stem: case.stem(),
-        kernel: case.kernel(),
-        shape: case.shape(),
-        dtype: case.dtype,
-        bytes: case.bytes(),
-        flops: case.flops(),
-        workspace: case.workspace(),
-        microseconds: vec![100.0; 20],
-    };
     let mut torch = json!({"bench": "kernel", "who": "PyTorch", "stem": case.stem(), "shape": case.shape(), "dtype": "bf16",
         "variant": way, "median_us": 100.0 * ratio});
     if let Some(extra) = extra {
         torch["extra_bytes"] = (extra * case.workspace() as f64).into();
     }
-    [own.json("Stand-in").to_string(), torch.to_string()]
+    [kernel_line(case, 100.0), torch.to_string()]
 }
 
 /// The report of kernels whose ratios to PyTorch, and whose memory, are these, and of a step of DiffuGPT-S.

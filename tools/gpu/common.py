@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+from tables import bench_line
+
 FLUSH = 1 << 28
 WARM_UP = 3
 LEAST_RUNS = 20
@@ -135,7 +137,7 @@ def run_lacuna(binary, arguments, seconds):
         except ValueError:
             continue
         if isinstance(found, dict):
-            lines.append(found)
+            lines.append(bench_line(found))
     if done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip()).splitlines()
         return lines, f"exit code {done.returncode}: {(words or ['no message'])[0][:300]}"

@@ -111,11 +111,11 @@ OWN = "lacuna, own products"
 
 
 def lacuna(binary, kind, shape, length, steps, batch, repeat, seconds, gemm="auto"):
-    flags = ["bench", "denoise", "--device", "cuda", "--dtype", "bf16", "--shape", shape, "--length", length]
+    flags = ["bench", "generate", "--device", "cuda", "--dtype", "bf16", "--shape", shape, "--length", length]
     flags += ["--steps", steps or length, "--batch", batch, "--repeat", repeat, "--gemm", gemm, "--json"]
     flags += ["--ar"] if kind == "ar" else []
     found, error = run_lacuna(binary, flags, seconds)
-    found = [line for line in found if line.get("bench") == "denoise"]
+    found = [line for line in found if line.get("bench") == "generate"]
     return (found[-1] if found else {}), error
 
 

@@ -3,7 +3,7 @@ network in torch.nn (it says which). Speed does not depend on what the weights a
 
 Both give `logits(ids)`, bidirectional over whole sequences, and `decode(ids, state)`, causal with a cache of keys and values.
 
-Run by itself it prints the shapes, one JSON object a line; their names are those of `lacuna bench denoise --shape`, and
+Run by itself it prints the shapes, one JSON object a line; their names are those of `lacuna bench generate --shape`, and
 tests/gpu_check.rs compares them with the engine's.
 """
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from report_training import goals, memory, runs, training
-from tables import number, ratio, seconds, table
+from tables import bench_line, number, ratio, seconds, table
 
 ROOFLINE = 800.0  # TFLOP/s in bf16: about what cuBLAS reaches on an H100 at 8192 cubed
 PARTS = {
@@ -48,7 +48,7 @@ def read(folder):
             row = {"part": part, **found}
             if "lacuna" in path.stem:
                 row.setdefault("who", "lacuna")
-            rows.append(row)
+            rows.append(bench_line(row))
     return rows
 
 

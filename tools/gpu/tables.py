@@ -33,3 +33,20 @@ def seconds(row):
     """Seconds of a generation, in either program's line."""
     value = row.get("median_s", row.get("seconds")) if row else None
     return value if isinstance(value, (int, float)) and value > 0 else None
+
+
+def bench_line(row):
+    """A line of `lacuna bench` (docs/benchmarks.md) with the names and units that the tables of PyTorch's lines have too."""
+    if row.get("schema") != 1 or row.get("who") != "lacuna":
+        return row
+    row = dict(row)
+    if isinstance(row.get("seconds"), list):
+        row["all_seconds"], row["seconds"] = row["seconds"], row.get("median_s")
+    for new, old, unit in (
+        ("flops_per_s", "tflop_per_s", 1e12),
+        ("bytes_per_s", "gb_per_s", 1e9),
+        ("tokens_per_s", "tokens_per_second", 1),
+    ):
+        if row.get(new) is not None:
+            row[old] = row[new] / unit
+    return row

@@ -154,7 +154,7 @@ pub fn run(args: &GenerateArgs, sheet: &mut Sheet<'_>) -> Result<()> {
     let counts =
         [each("batch", &args.batch), each("length", &args.length), each("steps", &args.steps)].concat();
     at_least_one(counts.into_iter().chain([("repeat", args.repeat)]))?;
-    let subject = Subject::load(&args.weights, args.seed, !args.output.no_ceilings, context)?;
+    let mut subject = Subject::load(&args.weights, args.seed, context)?;
     let whole = vec![512.min(subject.engine.config().max_positions)];
     let lengths = if args.length.is_empty() { &whole } else { &args.length };
     let orders = if args.ar { &vec![OrderName::Ar] } else { &args.order };
@@ -170,8 +170,7 @@ pub fn run(args: &GenerateArgs, sheet: &mut Sheet<'_>) -> Result<()> {
             }
         }
     }
-    context.interrupt.hold();
-    sheet.ceilings(&subject.machine)?;
+    subject.begin(&args.output, sheet)?;
     let bar = context.progress((cases.len() * (args.repeat + 1)) as u64, args.output.json());
     for case in cases {
         let line = measure(args, &subject, case, context, &bar)?;

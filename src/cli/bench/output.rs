@@ -121,7 +121,8 @@ impl<'a> Sheet<'a> {
     }
 
     fn write(&self) -> Result<()> {
-        if self.lines.is_empty() {
+        // Ceilings alone are nothing that was asked for.
+        if self.lines.iter().all(|line| line.kind() == Kind::Ceiling) {
             return Ok(());
         }
         let table = |width| table(&self.lines, width);

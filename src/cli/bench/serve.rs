@@ -210,12 +210,11 @@ pub fn run(args: &ServeArgs, sheet: &mut Sheet<'_>) -> Result<()> {
             "--duration: no request arrives in that time; give more of it, or a higher --rate",
         ));
     }
-    let subject = Subject::load(&args.weights, args.seed, !args.output.no_ceilings, context)?;
+    let mut subject = Subject::load(&args.weights, args.seed, context)?;
     for arrival in &arrivals {
         subject.check_length(arrival.length)?;
     }
-    context.interrupt.hold();
-    sheet.ceilings(&subject.machine)?;
+    subject.begin(&args.output, sheet)?;
     let bar = context.progress(arrivals.len() as u64, args.output.json());
     let served = serve(args, &subject, &arrivals, context, &bar);
     bar.finish_and_clear();

@@ -113,7 +113,7 @@ pub fn run(args: &StepArgs, sheet: &mut Sheet<'_>) -> Result<()> {
             "--order ar: a step from left to right is no denoising step; bench generate has it",
         ));
     }
-    let subject = Subject::load(&args.weights, args.seed, !args.output.no_ceilings, context)?;
+    let mut subject = Subject::load(&args.weights, args.seed, context)?;
     let whole = vec![512.min(subject.engine.config().max_positions)];
     let mut cases = Vec::new();
     for &length in if args.length.is_empty() { &whole } else { &args.length } {
@@ -125,8 +125,7 @@ pub fn run(args: &StepArgs, sheet: &mut Sheet<'_>) -> Result<()> {
             }
         }
     }
-    context.interrupt.hold();
-    sheet.ceilings(&subject.machine)?;
+    subject.begin(&args.output, sheet)?;
     let bar = context.progress((cases.len() * (args.repeat + WARM_UP)) as u64, args.output.json());
     for case in cases {
         let line = measure(args, &subject, case, context, &bar)?;

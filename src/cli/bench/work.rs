@@ -9,6 +9,7 @@ use super::super::args::DeviceArgs;
 use super::super::device;
 use super::super::engine::Engine;
 use super::line::{Kind, Line, Machine};
+use super::output::{OutputArgs, Sheet};
 use crate::config::{Family, ModelConfig};
 use crate::error::{Error, Result};
 use crate::io::ModelFiles;
@@ -43,11 +44,11 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Loads it, and measures the machine's ceilings if they are wanted.
+    /// Loads it.
     ///
     /// # Errors
     /// Those of loading; [`Error::Memory`] for made-up weights that main memory has no room for.
-    pub fn load(args: &WeightsArgs, seed: u64, ceilings: bool, context: &Context) -> Result<Self> {
+    pub fn load(args: &WeightsArgs, seed: u64, context: &Context) -> Result<Self> {
         device::check(&args.device)?;
         let start = Instant::now();
         let (name, engine, first, eos) = match &args.shape {
@@ -72,10 +73,22 @@ impl Subject {
             dtype: engine.dtype().to_string(),
             threads: device::threads(&args.device)?,
             gemm: engine.gemm().to_owned(),
-            ceilings: if ceilings { Some(engine.ceilings()?) } else { None },
+            ceilings: None,
         };
         let shape = args.shape.as_ref().map(|s| s.name.clone());
         Ok(Self { name, shape, engine, first, eos, load_s, machine })
+    }
+
+    /// Measures the machine's ceilings if they are wanted; from now on there is something to keep.
+    ///
+    /// # Errors
+    /// Those of [`Engine::ceilings`] and [`Sheet::add`].
+    pub fn begin(&mut self, output: &OutputArgs, sheet: &mut Sheet<'_>) -> Result<()> {
+        if !output.no_ceilings {
+            self.machine.ceilings = Some(self.engine.ceilings()?);
+        }
+        sheet.context.interrupt.hold();
+        sheet.ceilings(&self.machine)
     }
 
     /// A line that says what is measured.
