@@ -242,7 +242,8 @@ def main():
     if args.write_made_up:
         torch_side.write_made_up(args.write_made_up)
         return 0
-    signal.signal(signal.SIGTERM, interrupted)
+    for name in (signal.SIGINT, signal.SIGTERM):  # also where it was started with them ignored, in the background
+        signal.signal(name, interrupted)
     try:
         return measure(args)
     except KeyboardInterrupt:

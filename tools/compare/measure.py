@@ -99,7 +99,8 @@ class Measurement:
         process, sides = None, {}
         if torch and not self.args.lacuna_only:
             process = programs.TorchProcess(self.args, kind, attention)
-            self.about |= {key: process.about[key] for key in ("torch", "transformers", "imported_bytes")}
+            told = {key: process.about[key] for key in ("torch", "transformers", "imported_bytes")}
+            self.about = {**told, **self.about}  # of the first process
             sides[TORCH] = lambda: torch(process)
         if own and not self.args.torch_only:
             sides[LACUNA] = own

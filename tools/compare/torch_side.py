@@ -1,5 +1,6 @@
 """The PyTorch side: one process that does one kind of work, so that its peak memory is of that work."""
 
+import importlib.metadata
 import json
 import os
 import resource
@@ -215,10 +216,12 @@ def serve(args):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to standard error
     import torch
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
+    if args.serve != "sample":
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
     imported = peak_bytes()
     side = KINDS[args.serve](torch, args)
 
@@ -228,7 +231,7 @@ def serve(args):
     parameters = sum(p.numel() for p in side.model.parameters()) if hasattr(side, "model") else None
     capability = torch.backends.cpu.get_cpu_capability().lower()
     answer({
-        "torch": torch.__version__, "transformers": transformers.__version__, "parameters": parameters,
+        "torch": torch.__version__, "transformers": importlib.metadata.version("transformers"), "parameters": parameters,
         "imported_bytes": imported, "device": f"cpu, {torch.get_num_threads()} threads, {capability}",
     })  # fmt: skip
     for line in sys.stdin:
