@@ -8,6 +8,7 @@ mod common;
 mod device;
 mod engine;
 mod findings;
+mod flops;
 mod generate;
 mod infill;
 mod inspect;
@@ -99,6 +100,8 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Run a command and show where its time goes
     Profile(profile::Args),
+    /// Count the arithmetic of a generation or a training step, by operation
+    Flops(Box<flops::Args>),
     /// Test the kernels on this machine against the CPU
     Selftest(selftest::Args),
 }
@@ -121,6 +124,7 @@ impl Command {
             Command::Replay(args) => args.json(),
             Command::Bench(args) => args.json(),
             Command::Profile(args) => args.command.iter().any(|word| word == "--json"),
+            Command::Flops(args) => args.json,
             Command::Selftest(args) => args.json,
         }
     }
@@ -202,6 +206,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Replay(args) => replay::run(*args, context),
         Command::Bench(args) => bench::run(*args, context),
         Command::Profile(args) => profiled(&args, context),
+        Command::Flops(args) => flops::run(&args),
         Command::Selftest(args) => selftest::run(&args, context),
     }
 }
