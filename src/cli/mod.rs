@@ -20,6 +20,7 @@ mod profile;
 mod record;
 mod replay;
 mod replay_loss;
+mod report;
 mod run;
 mod sampling;
 mod selftest;
@@ -102,6 +103,8 @@ enum Command {
     Profile(profile::Args),
     /// Count the arithmetic of a generation or a training step, by operation
     Flops(Box<flops::Args>),
+    /// Put measurements on one page: rooflines, speeds, latencies, quality, training curves
+    Report(report::Args),
     /// Test the kernels on this machine against the CPU
     Selftest(selftest::Args),
 }
@@ -125,6 +128,7 @@ impl Command {
             Command::Bench(args) => args.json(),
             Command::Profile(args) => args.command.iter().any(|word| word == "--json"),
             Command::Flops(args) => args.json,
+            Command::Report(_) => false,
             Command::Selftest(args) => args.json,
         }
     }
@@ -207,6 +211,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Bench(args) => bench::run(*args, context),
         Command::Profile(args) => profiled(&args, context),
         Command::Flops(args) => flops::run(&args),
+        Command::Report(args) => report::run(&args, context),
         Command::Selftest(args) => selftest::run(&args, context),
     }
 }

@@ -17,6 +17,7 @@ mod host;
 mod inputs;
 mod kernels;
 mod timeline;
+pub mod report;
 mod training;
 
 pub use account::{Account, By, Row};

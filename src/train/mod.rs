@@ -16,7 +16,7 @@ mod memory;
 pub mod metrics;
 mod order;
 mod packed;
-mod plot;
+pub(crate) mod plot;
 mod recorded;
 mod sft;
 pub mod state;

@@ -31,11 +31,11 @@ pub fn write(history: &History, path: &Path) -> Result<()> {
     write_whole(path, svg.as_bytes())
 }
 
-type Point = (f64, f64);
+pub(crate) type Point = (f64, f64);
 
 /// Losses that are finite, and a debiased exponential moving average of them. To the average a loss counts as no more
 /// than six times as far above the median as the 99th percentile, so that a spike does not drown the run.
-fn smoothed(training: &[(u64, f64)]) -> (Vec<Point>, Vec<Point>) {
+pub(crate) fn smoothed(training: &[(u64, f64)]) -> (Vec<Point>, Vec<Point>) {
     let finite: Vec<Point> =
         training.iter().filter(|(_, y)| y.is_finite()).map(|&(x, y)| (x as f64, y)).collect();
     let keep = 1.0 - 2.0 / (1.0 + (WINDOW * finite.len() as f64).max(5.0));
@@ -62,7 +62,7 @@ fn quantiles(points: &[Point]) -> impl Fn(f64) -> f64 + use<> {
 }
 
 /// At most two points for each of [`PLACES`]: the lowest and the highest of those that fall together.
-fn thinned(points: &[Point]) -> Vec<Point> {
+pub(crate) fn thinned(points: &[Point]) -> Vec<Point> {
     if points.len() <= 2 * PLACES {
         return points.to_vec();
     }
