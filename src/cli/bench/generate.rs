@@ -100,7 +100,7 @@ pub struct GenerateArgs {
     ar: bool,
     /// Draw from the most probable tokens that make up this much probability
     #[arg(long, value_name = "P", default_value_t = 0.9, help_heading = "Work")]
-    top_p: f32,
+    top_p: f64,
     /// Of the weights that are made up, and of the drawing
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Work")]
     seed: u64,
@@ -198,7 +198,7 @@ fn measure(
     let mut sampler = subject.engine.sampler(limits)?;
     let mut request = Request::new(Canvas::prefix(&[subject.first], length - 1));
     request.steps = steps;
-    request.top_p = args.top_p;
+    request.top_p = args.top_p as f32;
     request.seed = args.seed;
     request.stop_at_eos = false;
     order.apply(&mut request);

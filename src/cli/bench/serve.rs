@@ -73,7 +73,7 @@ pub struct ServeArgs {
     order: OrderName,
     /// Draw from the most probable tokens that make up this much probability
     #[arg(long, value_name = "P", default_value_t = 0.9, help_heading = "Work")]
-    top_p: f32,
+    top_p: f64,
     /// Of the weights that are made up, the arrivals and the drawing
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Work")]
     seed: u64,
@@ -311,7 +311,7 @@ fn serve(
 fn request(args: &ServeArgs, subject: &Subject, sequence: u32, arrival: &Arrival) -> Request {
     let mut request = Request::new(Canvas::prefix(&[subject.first], arrival.length - 1));
     request.steps = arrival.steps;
-    request.top_p = args.top_p;
+    request.top_p = args.top_p as f32;
     request.seed = args.seed;
     request.stop_at_eos = false;
     request.sequence = sequence;

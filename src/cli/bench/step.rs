@@ -56,7 +56,7 @@ pub struct StepArgs {
     order: Vec<OrderName>,
     /// Draw from the most probable tokens that make up this much probability
     #[arg(long, value_name = "P", default_value_t = 0.9, help_heading = "Work")]
-    top_p: f32,
+    top_p: f64,
     /// Of the weights that are made up, the given tokens and the drawing
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Work")]
     seed: u64,
@@ -168,7 +168,7 @@ fn measure(
             let mut request = Request::new(half_filled(&rng, config.vocab_size, length, sequence)?);
             // The second half of the steps fills the second half of the positions.
             request.steps = steps.div_ceil(2);
-            request.top_p = args.top_p;
+            request.top_p = args.top_p as f32;
             request.seed = args.seed;
             request.stop_at_eos = false;
             request.sequence = sequence;
