@@ -8,7 +8,7 @@ use super::numbers::si;
 use crate::error::{Error, Result};
 
 /// Of the drawing, in its own units; on the page it is as wide as there is room.
-const SIZE: (u32, u32) = (960, 500);
+const SIZE: (u32, u32) = (960, 484);
 /// Of the part inside the axes.
 const LEFT: i32 = 92;
 const RIGHT: i32 = 936;
@@ -279,6 +279,7 @@ impl Chart {
             let line: Vec<_> = guide.line.iter().filter(|p| x.has(p.0) && y.has(p.1)).map(point).collect();
             root.draw(&PathElement::new(line.clone(), TEXT.mix(0.55).stroke_width(2)))?;
             taken.extend(guide_label(&root, guide, &line)?);
+            taken.extend(line.windows(2).flat_map(|ends| along(ends[0], ends[1])));
         }
         for series in &self.series {
             let line: Vec<_> = series.line.iter().filter(|p| x.has(p.0) && y.has(p.1)).map(point).collect();
@@ -294,10 +295,12 @@ impl Chart {
             let style = colour(series.colour).stroke_width(2);
             if let Some((low, high)) = mark.between.filter(|(low, high)| y.has(*low) && y.has(*high)) {
                 let (low, high) = (y.at(low), y.at(high));
+                // Caps of a bar that is hardly longer than the mark is high would make it a square.
+                let cap = if low - high > 12 { 4 } else { 0 };
                 for ends in [
                     [(at.0, low), (at.0, high)],
-                    [(at.0 - 4, low), (at.0 + 4, low)],
-                    [(at.0 - 4, high), (at.0 + 4, high)],
+                    [(at.0 - cap, low), (at.0 + cap, low)],
+                    [(at.0 - cap, high), (at.0 + cap, high)],
                 ] {
                     root.draw(&PathElement::new(ends.to_vec(), style))?;
                 }
@@ -350,7 +353,7 @@ impl Chart {
         line((LEFT, BOTTOM), (RIGHT, BOTTOM), axis)?;
         line((LEFT, TOP), (LEFT, BOTTOM), axis)?;
         let bottom = font().pos(Pos::new(HPos::Center, VPos::Bottom));
-        root.draw_text(&self.x.title, &bottom, (i32::midpoint(LEFT, RIGHT), SIZE.1 as i32 - 10))?;
+        root.draw_text(&self.x.title, &bottom, (i32::midpoint(LEFT, RIGHT), SIZE.1 as i32 - 6))?;
         let turned = font().transform(FontTransform::Rotate270).pos(Pos::new(HPos::Center, VPos::Top));
         root.draw_text(&self.y.title, &turned, (10, i32::midpoint(TOP, BOTTOM)))
     }
@@ -385,10 +388,19 @@ fn guide_label(root: &Canvas<'_>, guide: &Guide, line: &[(i32, i32)]) -> Drawing
     Ok(Some(Rect([left, top, left + words, top + 20])))
 }
 
+/// The room that a straight line takes, in small squares.
+fn along((a, b): (i32, i32), (c, d): (i32, i32)) -> impl Iterator<Item = Rect> {
+    let parts = ((c - a).abs().max((d - b).abs()) / 4).max(1);
+    (0..=parts).map(move |i| {
+        let (x, y) = (a + (c - a) * i / parts, b + (d - b) * i / parts);
+        Rect([x - 2, y - 2, x + 2, y + 2])
+    })
+}
+
 /// The words of a mark where they meet nothing else, or nowhere.
 fn mark_label(root: &Canvas<'_>, (x, y): (i32, i32), label: &str, taken: &mut Vec<Rect>) -> Drawing {
     let (w, h) = (width(label), 18);
-    let places = [
+    let beside = [
         (x + 8, y - 9),
         (x - 8 - w, y - 9),
         (x - w / 2, y - 26),
@@ -398,11 +410,26 @@ fn mark_label(root: &Canvas<'_>, (x, y): (i32, i32), label: &str, taken: &mut Ve
         (x - 6 - w, y - 25),
         (x - 6 - w, y + 7),
     ];
-    let free = places.into_iter().find(|&(left, top)| {
+    // Further away, with a thin line to the mark.
+    let away = [34, 58, 82, 106].into_iter().flat_map(|far| {
+        [
+            (x + 14, y + far),
+            (x - 14 - w, y + far),
+            (x + 14, y - far - h),
+            (x - 14 - w, y - far - h),
+            (x - w / 2, y + far),
+        ]
+    });
+    let free = beside.into_iter().map(|place| (place, false)).chain(away.map(|place| (place, true)));
+    let free = free.into_iter().find(|&((left, top), _)| {
         let room = Rect([left, top, left + w, top + h]);
         room.inside() && !taken.iter().any(|other| room.meets(other))
     });
-    let Some((left, top)) = free else { return Ok(()) };
+    let Some(((left, top), far)) = free else { return Ok(()) };
+    if far {
+        let near = (x.clamp(left, left + w), if top > y { top } else { top + h });
+        root.draw(&PathElement::new(vec![(x, y), near], TEXT.mix(0.4).stroke_width(1)))?;
+    }
     taken.push(Rect([left, top, left + w, top + h]));
     root.draw_text(label, &font().pos(Pos::new(HPos::Left, VPos::Center)), (left, top + h / 2))
 }

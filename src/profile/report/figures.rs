@@ -40,9 +40,18 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        let differs: Vec<bool> = (0..=fields.len())
-            .map(|i| keyed.iter().map(|(key, _)| key[i].as_str()).collect::<BTreeSet<_>>().len() > 1)
-            .collect();
+        // A field is told when it sets lines apart that those before it do not; the run comes last of all.
+        let order: Vec<usize> = (1..=fields.len()).chain([0]).collect();
+        let parts = |told: &[bool], also: Option<usize>| {
+            let key = |key: &[String]| -> Vec<String> {
+                (0..key.len()).filter(|&i| told[i] || also == Some(i)).map(|i| key[i].clone()).collect()
+            };
+            keyed.iter().map(|(k, _)| key(k)).collect::<BTreeSet<_>>().len()
+        };
+        let mut differs = vec![false; order.len()];
+        for i in order {
+            differs[i] = parts(&differs, Some(i)) > parts(&differs, None);
+        }
         let groups = keyed.into_iter().map(|(key, lines)| {
             let told = key.iter().zip(&differs).filter(|(word, differs)| **differs && !word.is_empty());
             let name = told.map(|(word, _)| word.as_str()).collect::<Vec<_>>().join(", ");
@@ -86,6 +95,15 @@ fn first_lines(mut series: Vec<Series>) -> (Vec<Series>, String) {
     series.truncate(MAX_LINES);
     let note = if rest > 0 { format!(" {rest} more lines are in the table only.") } else { String::new() };
     (series, note)
+}
+
+/// Series with points at several places, and these places; the colours are dealt out again.
+fn of_several(series: Vec<Series>) -> (Vec<Series>, BTreeSet<u64>) {
+    let several = series.into_iter().filter(|s| s.line.len() > 1).enumerate();
+    let again = |(n, s): (usize, Series)| Series { line: s.line, marks: s.marks, ..Series::nth(n, &s.label) };
+    let kept: Vec<Series> = several.map(again).collect();
+    let at = kept.iter().flat_map(|s| &s.line).map(|p| p.0.to_bits()).collect();
+    (kept, at)
 }
 
 /// Ticks at the values that occur, where they are few.
@@ -143,8 +161,8 @@ pub fn speed(runs: &[Run]) -> Vec<Figure> {
             id: "speed-steps".into(),
             title: "Tokens per second against T".into(),
             caption: format!(
-                "Useful tokens: padding and what follows an end of sequence are not counted. Quality falls with T: see the \
-                 evaluations of the same T.{note}"
+                "Useful tokens: padding and what follows an end of sequence are not counted. Fewer steps cost quality: \
+                 see the evaluations of the same T.{note}"
             ),
             chart: Chart { x, y: Axis::new("tokens per second", scale(&series)), series, guides: Vec::new() },
         });
@@ -153,7 +171,8 @@ pub fn speed(runs: &[Run]) -> Vec<Figure> {
     let (series, at) = Groups::new(runs, with_batch, &about(("steps", "T = ")))
         .series(|line| line.positive("batch"), Line::tokens_per_s);
     // Of one batch there is nothing to be seen that is not in the other figure.
-    if at.len() > 1 || !series.is_empty() && figures.is_empty() {
+    let (series, at) = if figures.is_empty() { (series, at) } else { of_several(series) };
+    if !series.is_empty() {
         let (series, note) = first_lines(series);
         let x = Axis { ticks: ticks(&at), ..Axis::new("sequences at a time", Scale::Log) };
         figures.push(Figure {

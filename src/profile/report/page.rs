@@ -97,10 +97,11 @@ fn code(text: &str) -> String {
 fn overview(runs: &[Run]) -> Table {
     let heads = ["run", "holds", "program", "model", "device", "version", "commit"];
     let rows = runs.iter().map(|run| {
+        let counts = run.counts();
         let mut holds: Vec<String> =
-            run.counts().iter().map(|(kind, n)| format!("{} {}", count(*n as f64), kind.name())).collect();
+            counts.iter().map(|(kind, n)| format!("{}: {}", kind.name(), count(*n as f64))).collect();
         if let Some(training) = &run.training {
-            holds.push(format!("{} steps of training", count(training.history.training.len() as f64)));
+            holds.push(format!("steps of training: {}", count(training.history.training.len() as f64)));
         }
         let mut row = vec![run.label.clone(), holds.join(", ")];
         row.extend(["who", "model", "device", "version", "commit"].map(|field| {

@@ -107,7 +107,6 @@ fn columns(kind: Kind) -> Vec<Column> {
     match kind {
         Kind::Generate => [
             &name[..],
-            &WHERE,
             &[
                 ("batch", "batch", Count),
                 ("length", "length", Count),
@@ -125,15 +124,16 @@ fn columns(kind: Kind) -> Vec<Column> {
                 ("of the device", "device_bytes", Bytes),
             ],
             &WORK,
+            &WHERE,
         ]
         .concat(),
         Kind::Step => [
             &name[..],
-            &WHERE,
             &[("batch", "batch", Count), ("length", "length", Count)],
             &times,
             &[("memory", "peak_memory_bytes", Bytes)],
             &WORK,
+            &WHERE,
         ]
         .concat(),
         Kind::Kernel => [
@@ -155,7 +155,6 @@ fn columns(kind: Kind) -> Vec<Column> {
         .concat(),
         Kind::Train => [
             &name[..],
-            &WHERE,
             &[("batch", "batch", Count), ("length", "length", Count), ("masked", "masked", Count)],
             &times,
             &[
@@ -164,11 +163,11 @@ fn columns(kind: Kind) -> Vec<Column> {
                 ("of the device", "device_bytes", Bytes),
             ],
             &WORK,
+            &WHERE,
         ]
         .concat(),
         Kind::Serve => [
             &name[..],
-            &WHERE,
             &[("batch", "batch", Count), ("T", "steps", Count), ("requests", "requests", Count)],
             &[("asked a second", "rate_per_s", Number), ("done a second", "requests_per_s", Number)],
             &[("tokens/s", "", Made(speed))],
@@ -179,6 +178,7 @@ fn columns(kind: Kind) -> Vec<Column> {
                 ("mean", "latency_s.mean", Time),
             ],
             &[("waiting p50", "queue_s.p50", Time), ("waiting p99", "queue_s.p99", Time)],
+            &WHERE,
         ]
         .concat(),
         Kind::Ceiling => [
