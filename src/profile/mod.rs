@@ -17,8 +17,8 @@ mod host;
 mod host_grid;
 mod inputs;
 mod kernels;
-mod timeline;
 pub mod report;
+mod timeline;
 mod training;
 
 pub use account::{Account, By, Row};
