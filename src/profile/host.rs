@@ -271,7 +271,12 @@ impl<'a, B: Unmask + Optimise<Control: Sync> + Backward + Backend<Elem = f32>> B
 
     fn unmask(&mut self, case: &HostCase, rule: Rule, rows: usize, vocab: usize) -> Result<Vec<f64>> {
         let backend = self.backend;
-        let logits = backend.upload(&self.numbers(rows * vocab, opinion))?;
+        let logits = if case.flat {
+            self.numbers(rows * vocab, |x| 0.1 * x)
+        } else {
+            self.numbers(rows * vocab, opinion)
+        };
+        let logits = backend.upload(&logits)?;
         let (temperature, top_p, top_k) = rule.numbers();
         let mut words = Vec::new();
         for row in 0..rows {

@@ -13,6 +13,8 @@ pub struct HostCase {
     pub(super) case: Case,
     /// The format of weights.
     pub(super) weights: Dtype,
+    /// Logits that hardly differ, of which a nucleus takes most; otherwise those of a model that has an opinion.
+    pub(super) flat: bool,
 }
 
 impl HostCase {
@@ -20,6 +22,9 @@ impl HostCase {
     pub fn shape(&self) -> String {
         match self.case.work {
             Work::Linear { .. } => format!("{} in {}", self.case.shape(), self.weights),
+            Work::Unmask { .. } => {
+                format!("{}, {} logits", self.case.shape(), if self.flat { "near-flat" } else { "peaked" })
+            }
             _ => self.case.shape(),
         }
     }
@@ -48,7 +53,8 @@ impl HostCase {
 /// All cases, those of inference first; with `quick` small ones.
 pub fn host_cases(quick: bool) -> Vec<HostCase> {
     let mut all = Vec::new();
-    let mut add = |weights, work| all.push(HostCase { case: Case { work, dtype: Dtype::F32 }, weights });
+    let of = |weights, work, flat| HostCase { case: Case { work, dtype: Dtype::F32 }, weights, flat };
+    let mut add = |weights, work| all.push(of(weights, work, false));
     let (f32, bf16) = (Dtype::F32, Dtype::Bf16);
     if quick {
         add(bf16, Work::Linear { rows: 8, inputs: 64, outputs: 101, layout: Layout::OutIn });
@@ -74,6 +80,7 @@ pub fn host_cases(quick: bool) -> Vec<HostCase> {
         for work in small {
             add(f32, Work::Training(work));
         }
+        all.push(of(f32, Work::Unmask { rule: Rule::TopP, rows: 3, vocab: 301 }, true));
         return all;
     }
     for rows in [1, 8, 128, 512] {
@@ -116,6 +123,7 @@ pub fn host_cases(quick: bool) -> Vec<HostCase> {
     for work in training.into_iter().chain(steps) {
         add(f32, Work::Training(work));
     }
+    all.push(of(f32, Work::Unmask { rule: Rule::TopP, rows: 128, vocab: 50_257 }, true));
     all
 }
 
