@@ -144,7 +144,8 @@ mod tests {
     #[test]
     fn a_weight_counts_as_it_is_stored() {
         let work = Work::Linear { rows: 2, inputs: 3, outputs: 5, layout: Layout::OutIn };
-        let bytes = |weights| HostCase { case: Case { work, dtype: Dtype::F32 }, weights, flat: false }.bytes();
+        let bytes =
+            |weights| HostCase { case: Case { work, dtype: Dtype::F32 }, weights, flat: false }.bytes();
         assert_eq!((bytes(Dtype::F32), bytes(Dtype::Bf16)), (4 * 16 + 4 * 15, 4 * 16 + 2 * 15));
     }
 }
