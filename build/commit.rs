@@ -1,11 +1,15 @@
 //! The commit that is built, for lines of `lacuna bench`: `LACUNA_COMMIT`, as in `1a2b3c4` or `1a2b3c4-dirty`; not set where git
-//! does not say.
+//! does not say, and in development builds.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Sets it, and has the build script run again when another commit is checked out.
+/// Sets it, and has the build script run again when another commit is checked out. In release builds only: others are not
+/// measured, and are made too often to be built anew for a commit.
 pub fn tell(root: &Path) {
+    if std::env::var("PROFILE").as_deref() != Ok("release") {
+        return;
+    }
     let git = |args: &[&str]| {
         let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;

@@ -73,7 +73,7 @@ fn what_is_not_there_or_too_small_is_said() {
     fails(&on("simt"), &[("LACUNA_SIMT_MEMORY", "much")], 2, "expected a whole number");
     let many = "bench denoise --length 100 -T 1 --batch 64 --repeat 1 --device simt";
     let many: Vec<&str> = many.split(' ').collect();
-    fails(&many, &[("LACUNA_SIMT_MEMORY", "20000000")], 7, "at a time fit");
+    fails(&many, &[("LACUNA_SIMT_MEMORY", "20000000")], 7, "--batch 9 would fit");
 }
 
 /// Decoding from left to right has a cache beside all else.

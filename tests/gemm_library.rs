@@ -211,6 +211,8 @@ fn its_products_are_timed_in_place_of_ours() {
             "kernels",
             "--device",
             "simt",
+            "--dtype",
+            "bf16",
             "--quick",
             "--json",
             "--no-ceilings",
