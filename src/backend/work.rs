@@ -69,7 +69,7 @@ fn attend(
 ) -> Op {
     let HeadShape { heads, kv_heads, head_dim, .. } = shape;
     let numbers = q_moves * queries * heads * head_dim + kv_moves * keys * kv_heads * head_dim;
-    let mean = if queries == 0 { 0 } else { pairs / queries };
+    let mean = pairs.checked_div(queries).unwrap_or(0);
     op([queries, mean, heads * head_dim], 2 * products * pairs * heads * head_dim, numbers * number)
 }
 

@@ -369,8 +369,8 @@ fn stroke(root: &Canvas<'_>, line: Vec<(i32, i32)>, series: &Series) -> Drawing 
         Stroke::None => Ok(()),
         Stroke::Solid => root.draw(&PathElement::new(line, whole.stroke_width(2))),
         Stroke::Faint => root.draw(&PathElement::new(line, whole.mix(0.3).stroke_width(1))),
-        Stroke::Dashed => root.draw(&DashedPathElement::new(line.into_iter(), 8, 5, whole.stroke_width(2))),
-        Stroke::Dotted => root.draw(&DashedPathElement::new(line.into_iter(), 2, 4, whole.stroke_width(2))),
+        Stroke::Dashed => root.draw(&DashedPathElement::new(line, 8, 5, whole.stroke_width(2))),
+        Stroke::Dotted => root.draw(&DashedPathElement::new(line, 2, 4, whole.stroke_width(2))),
     }
 }
 

@@ -37,9 +37,9 @@ pub fn page(runs: &[Run], figures: &[Figure], missing: &[Missing]) -> Result<Str
     out += "<h2 id=\"runs\">Runs</h2>\n";
     out += &html(&overview(runs));
     for run in runs.iter().filter(|run| run.unusable > 0) {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<p class=\"soft\">{}: {} could not be used; {}{}.</p>\n",
+            "<p class=\"soft\">{}: {} could not be used; {}{}.</p>",
             escape(&run.label),
             if run.unusable == 1 {
                 "1 line".to_owned()

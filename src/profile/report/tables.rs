@@ -287,7 +287,7 @@ fn training(runs: &[Run]) -> Option<Table> {
                 run.label.clone(),
                 history.training.iter().map(|t| t.0).max().map_or(String::new(), |n| count(n as f64)),
                 nelbo(history.training.iter().rev().map(|t| t.1).find(finite)),
-                nelbo(validations.clone().last().map(|(_, v)| v.nelbo)),
+                nelbo(validations.clone().next_back().map(|(_, v)| v.nelbo)),
                 nelbo(best.map(|(_, v)| v.nelbo)),
                 best.map_or(String::new(), |(step, _)| count(*step as f64)),
                 if speed.is_empty() { String::new() } else { count(median(&speed).round()) },
