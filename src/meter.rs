@@ -262,8 +262,8 @@ pub fn current() -> Option<Op> {
     if is_on() { CURRENT.get() } else { None }
 }
 
-/// Whether that operation has been asked this before: so its first kernel is told from the others.
-pub fn is_again() -> bool {
+/// Notes that the operation launches a kernel, and says whether it has launched one before.
+pub fn launches_another() -> bool {
     LAUNCHED.replace(true)
 }
 
@@ -300,7 +300,7 @@ mod tests {
                 let _op = op("meter test", describe);
                 let _inside = op("meter inside", || Op { name: "", dims: [0; 3], flops: 1, bytes: 1 });
                 assert_eq!(current().map(|op| op.name), Some("meter test"));
-                let kernels = [(); 2].map(|()| (current(), is_again()));
+                let kernels = [(); 2].map(|()| (current(), launches_another()));
                 for (n, (op, again)) in kernels.into_iter().enumerate() {
                     assert_eq!(again, n > 0);
                     kernel(

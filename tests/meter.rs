@@ -49,6 +49,13 @@ fn operations_of_a_generation_are_counted() {
         for (name, count) in [("generate", 1), ("denoising step", nfe), ("layer", nfe * config.layers)] {
             assert!(ranges.contains(&(name, count as u64)), "{name}: {ranges:?}");
         }
+        let numbers: Vec<u32> = measured
+            .events
+            .iter()
+            .filter(|e| e.op.name == "denoising step")
+            .filter_map(|e| e.range)
+            .collect();
+        assert_eq!(numbers, (0..nfe as u32).collect::<Vec<_>>(), "{dir}: steps are told apart");
         // Nested as they were: every operation within the generation, one after the other.
         let whole = measured.events.iter().find(|e| e.op.name == "generate").expect("the range");
         let mut ops: Vec<_> = measured.events.iter().filter(|e| e.range.is_none()).collect();

@@ -178,14 +178,18 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// What is wrong with a command line, without hints and the usage, which come after an empty line.
+fn what_is_wrong(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let what: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
+    let what = what.join(" ");
+    what.strip_prefix("error: ").unwrap_or(&what).to_owned()
+}
+
 /// Says how the program is used; what asked for objects is told by one too.
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && std::env::args_os().any(|a| a == "--json") {
-        let text = error.render().to_string();
-        // What is wrong comes first, hints and the usage after an empty line.
-        let what: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
-        let what = what.join(" ");
-        let what = Error::request(what.strip_prefix("error: ").unwrap_or(&what));
+        let what = Error::request(what_is_wrong(error));
         // Nothing better can be done when this fails.
         let _ = terminal::println(&record::failure(&what).to_string());
     }
@@ -224,10 +228,7 @@ fn profiled(args: &profile::Args, context: &Context) -> Result<()> {
             // Help was asked for.
             error.exit();
         }
-        let text = error.render().to_string();
-        let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
-        let what = lines.join(" ");
-        Error::request(format!("the command to profile: {}", what.strip_prefix("error: ").unwrap_or(&what)))
+        Error::request(format!("the command to profile: {}", what_is_wrong(&error)))
     };
     let matches = Cli::command().try_get_matches_from(words).map_err(wrong)?;
     let command = Cli::from_arg_matches(&matches).map_err(wrong)?.command;

@@ -41,6 +41,8 @@ pub(super) struct Steps<B: Denoise> {
     composition: usize,
     /// Of the steps asked for at once.
     planned: Vec<StepShape>,
+    /// Steps asked for so far, for the meter.
+    asked: u32,
     /// Words that go to the backend: one behind the other, of one kind at a time.
     words: Vec<u32>,
     numbers: Vec<f32>,
@@ -65,6 +67,7 @@ impl<B: Forward + Denoise> Steps<B> {
             compositions: Vec::with_capacity(COMPOSITIONS),
             composition: 0,
             planned: Vec::with_capacity(TAPE_STEPS),
+            asked: 0,
             words: Vec::with_capacity(tokens.max(16 * sequences)),
             numbers: Vec::with_capacity(tokens),
             segments: Vec::with_capacity(sequences),
@@ -191,7 +194,8 @@ impl<B: Forward + Denoise> Steps<B> {
         let steps = self.planned.len();
         be.write_index(&mut self.canvases.tape, &self.tape)?;
         for i in 0..steps {
-            let _step = meter::range("denoising step", running.first().map_or(0, |r| r.step_number() as u32));
+            let _step = meter::range("denoising step", self.asked);
+            self.asked = self.asked.wrapping_add(1);
             self.step(model, arena, self.planned[i], steps)?;
         }
         Ok(())

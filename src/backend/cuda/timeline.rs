@@ -72,8 +72,7 @@ impl<D: Device> Cuda<D> {
         let done = work()?;
         let events = [from, self.device.record()?];
         let op = meter::current();
-        // Operations follow one another, so that one of the same sizes is told apart by its place alone.
-        let more = op.is_some() && meter::is_again();
+        let more = op.is_some() && meter::launches_another();
         launches.timed.push(Timed { op, name, more, events });
         let full = launches.timed.len() >= MOST;
         drop(launches);

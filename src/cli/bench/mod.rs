@@ -1,5 +1,6 @@
 //! `lacuna bench`: how long the work takes on a machine. docs/benchmarks.md says what is measured, and how.
 
+mod cases;
 mod compare;
 mod generate;
 mod kernels;
@@ -31,6 +32,9 @@ enum What {
     /// A card's products are timed by our own kernels, and with --gemm cublaslt by that library.
     Kernels(Box<kernels::KernelsArgs>),
     /// One denoising step of half-filled canvases: forward pass, head, draws, commit.
+    ///
+    /// The step is one in the middle of a generation of T steps; with --steps 1 it commits all that is masked. In random order only
+    /// the logits of what is committed are computed, in the others those of all that is masked.
     Step(Box<step::StepArgs>),
     /// Whole generations: a token, and the rest of the length to be filled, with no early end.
     ///

@@ -11,7 +11,8 @@ use clap::Args as ClapArgs;
 use serde::Deserialize;
 
 use super::super::Context;
-use super::generate::{Count, OrderName, at_least_one, bytes_ar, flops_ar};
+use super::cases::{OrderName, at_least_one};
+use super::generate::Count;
 use super::line::{Kind, Line, percentiles};
 use super::output::{OutputArgs, Sheet};
 use super::work::{Subject, Traffic, WeightsArgs, forget_peak, peak_memory};
@@ -290,8 +291,9 @@ fn serve(
             queue.push(now - arrival.at);
             let (length, filled) = (arrival.length, arrival.length - 1);
             if arrival.order == OrderName::Ar {
-                flops += flops_ar(config, 1, length);
-                bytes += bytes_ar(config, traffic, 1, length) - filled as f64 * traffic.weights(config, true);
+                flops += flops::autoregressive(config, 1, length);
+                bytes +=
+                    traffic.autoregressive(config, 1, length) - filled as f64 * traffic.weights(config, true);
             } else {
                 let nfe = generation.nfe as f64;
                 flops += flops::generation(config, 1, length, filled, nfe);
@@ -309,14 +311,8 @@ fn serve(
 }
 
 fn request(args: &ServeArgs, subject: &Subject, sequence: u32, arrival: &Arrival) -> Request {
-    let mut request = Request::new(Canvas::prefix(&[subject.first], arrival.length - 1));
-    request.steps = arrival.steps;
-    request.top_p = args.top_p as f32;
-    request.seed = args.seed;
-    request.stop_at_eos = false;
-    request.sequence = sequence;
-    arrival.order.apply(&mut request);
-    request
+    let canvas = Canvas::prefix(&[subject.first], arrival.length - 1);
+    arrival.order.request(canvas, arrival.steps, args.top_p, args.seed, sequence)
 }
 
 /// What came of all requests.

@@ -6,60 +6,21 @@ use std::time::Instant;
 use clap::Args as ClapArgs;
 
 use super::super::Context;
-use super::generate::{OrderName, at_least_one};
+use super::cases::{Case, CasesArgs, OrderName};
 use super::line::{Kind, Line};
 use super::output::{OutputArgs, Sheet};
 use super::work::{Subject, Traffic, WeightsArgs, forget_peak, peak_memory};
 use crate::error::{Error, Result};
 use crate::profile::flops;
 use crate::rng::{Purpose, Rng};
-use crate::sample::{Canvas, Observer, Pace, Request, Step};
+use crate::sample::{Canvas, Observer, Pace, Step};
 
 #[derive(Debug, ClapArgs)]
 pub struct StepArgs {
     #[command(flatten)]
     weights: WeightsArgs,
-    /// Tokens of a canvas, half of which are masked [default: 512, or all that the model has]
-    #[arg(long, short, value_name = "N,...", value_delimiter = ',', help_heading = "Work")]
-    length: Vec<usize>,
-    /// Denoising steps T of the generation in whose middle the step is; 1 commits all that is masked
-    #[arg(
-        long,
-        short = 'T',
-        value_name = "T,...",
-        value_delimiter = ',',
-        default_value = "64",
-        help_heading = "Work"
-    )]
-    steps: Vec<usize>,
-    /// Canvases at a time
-    #[arg(
-        long,
-        short,
-        value_name = "N,...",
-        value_delimiter = ',',
-        default_value = "1",
-        help_heading = "Work"
-    )]
-    batch: Vec<usize>,
-    /// Which masked positions are committed: random, whose logits alone are computed; confidence, entropy, margin, which need
-    /// those of all that is masked
-    #[arg(
-        long,
-        value_name = "NAME,...",
-        value_enum,
-        hide_possible_values = true,
-        value_delimiter = ',',
-        default_value = "random",
-        help_heading = "Work"
-    )]
-    order: Vec<OrderName>,
-    /// Draw from the most probable tokens that make up this much probability
-    #[arg(long, value_name = "P", default_value_t = 0.9, help_heading = "Work")]
-    top_p: f64,
-    /// Of the weights that are made up, the given tokens and the drawing
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Work")]
-    seed: u64,
+    #[command(flatten)]
+    cases: CasesArgs,
     /// Steps that are timed, each from the same canvases
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Work")]
     repeat: usize,
@@ -69,14 +30,6 @@ pub struct StepArgs {
 
 /// Steps before those that are timed.
 const WARM_UP: usize = 2;
-
-#[derive(Clone, Copy)]
-struct Case {
-    batch: usize,
-    length: usize,
-    steps: usize,
-    order: OrderName,
-}
 
 /// Ends a generation after its first step, and counts what that committed.
 #[derive(Default)]
@@ -104,27 +57,14 @@ impl Observer for First {
 /// [`Error::Request`] for work that cannot be done with the model; [`Error::Memory`]; [`Error::Cancelled`] after Ctrl-C.
 pub fn run(args: &StepArgs, sheet: &mut Sheet<'_>) -> Result<()> {
     let context = sheet.context;
-    let each = |flag: &'static str, numbers: &[usize]| numbers.iter().map(|&n| (flag, n)).collect::<Vec<_>>();
-    let counts =
-        [each("batch", &args.batch), each("length", &args.length), each("steps", &args.steps)].concat();
-    at_least_one(counts.into_iter().chain([("repeat", args.repeat)]))?;
-    if args.order.contains(&OrderName::Ar) {
+    args.cases.check(args.repeat)?;
+    if args.cases.order.contains(&OrderName::Ar) {
         return Err(Error::request(
             "--order ar: a step from left to right is no denoising step; bench generate has it",
         ));
     }
-    let mut subject = Subject::load(&args.weights, args.seed, context)?;
-    let whole = vec![512.min(subject.engine.config().max_positions)];
-    let mut cases = Vec::new();
-    for &length in if args.length.is_empty() { &whole } else { &args.length } {
-        subject.check_length(length)?;
-        for &batch in &args.batch {
-            subject.limits(batch, length, false)?;
-            for &order in &args.order {
-                cases.extend(args.steps.iter().map(|&steps| Case { batch, length, steps, order }));
-            }
-        }
-    }
+    let mut subject = Subject::load(&args.weights, args.cases.seed, context)?;
+    let cases = args.cases.cases(&subject, &args.cases.order)?;
     subject.begin(&args.output, sheet)?;
     let bar = context.progress((cases.len() * (args.repeat + WARM_UP)) as u64, args.output.json());
     for case in cases {
@@ -162,18 +102,13 @@ fn measure(
     let limits = subject.limits(batch, length, false)?;
     let mut sampler = subject.engine.sampler(limits)?;
     let config = subject.engine.config();
-    let rng = Rng::new(args.seed);
+    let CasesArgs { top_p, seed, .. } = args.cases;
+    let rng = Rng::new(seed);
     let requests = (0..batch as u32)
         .map(|sequence| {
-            let mut request = Request::new(half_filled(&rng, config.vocab_size, length, sequence)?);
+            let canvas = half_filled(&rng, config.vocab_size, length, sequence)?;
             // The second half of the steps fills the second half of the positions.
-            request.steps = steps.div_ceil(2);
-            request.top_p = args.top_p as f32;
-            request.seed = args.seed;
-            request.stop_at_eos = false;
-            request.sequence = sequence;
-            order.apply(&mut request);
-            Ok(request)
+            Ok(order.request(canvas, steps.div_ceil(2), top_p, seed, sequence))
         })
         .collect::<Result<Vec<_>>>()?;
     let (mut seconds, mut first) = (Vec::new(), First::default());
@@ -203,11 +138,8 @@ fn measure(
     let mut line = subject.line(Kind::Step, &name);
     line.times(&seconds).tokens(first.tokens, first.tokens).work(flops, bytes, subject.machine.ceilings);
     let middle = line.number("median_s").unwrap_or(f64::NAN);
-    line.set("batch", batch)
-        .set("length", length)
-        .set("steps", steps)
-        .set("order", order.name())
-        .set("top_p", args.top_p)
+    case.tell(&mut line);
+    line.set("top_p", top_p)
         .set("masked", masked)
         .set("nfe", 1.0)
         .set("tokens_per_forward", first.tokens as f64 / batch as f64)

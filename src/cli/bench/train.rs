@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 
 use super::super::Context;
 use super::super::device::{self, Training};
-use super::generate::at_least_one;
+use super::cases::at_least_one;
 use super::line::{Kind, Line, Machine};
 use super::output::{OutputArgs, Sheet};
 use super::work::{Traffic, WeightsArgs, forget_peak, peak_memory, room_for_weights};

@@ -244,6 +244,15 @@ impl Traffic {
         let last = tokens * shared + rows * own;
         self.number * (2.0 * tokens * c + before + last) + 8.0 * rows * config.vocab_size as f64
     }
+
+    /// Bytes of decoding from left to right ([`flops::autoregressive`](crate::profile::flops::autoregressive)): the weights once a
+    /// pass, the keys and values of what stands before.
+    pub fn autoregressive(self, config: &ModelConfig, batch: usize, length: usize) -> f64 {
+        let passes = (length - 1) as f64;
+        let cached = config.layers as f64 * passes * (passes - 1.0) / 2.0 * 2.0 * config.kv_width() as f64;
+        let one = self.activations(config, 1.0, 1.0);
+        passes * self.weights(config, true) + batch as f64 * (passes * one + cached * self.number)
+    }
 }
 
 /// Width, width of the queries, of keys, of the MLP.

@@ -202,12 +202,33 @@ pub fn generation(config: &ModelConfig, sequences: usize, length: usize, filled:
     forward(config, decoding::planned(sequences, length, filled as f64, nfe)).total()
 }
 
+/// Of decoding `sequences` times `length - 1` tokens after a given one from left to right with a KV cache, a token a pass: token i looks at
+/// i keys.
+pub fn autoregressive(config: &ModelConfig, sequences: usize, length: usize) -> f64 {
+    let passes = length.saturating_sub(1);
+    let others = passes as f64 * (passes as f64 - 1.0) / 2.0;
+    let attention = config.layers as f64 * others * 4.0 * config.query_width() as f64;
+    sequences as f64 * (pass(config, &vec![1; passes], passes) + attention)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::SyntheticShape;
 
     /// Twice the parameters of the matrices a token, and attention.
+    #[test]
+    fn decoding_costs_the_pairs_below_the_diagonal() {
+        let config = SyntheticShape::DiffuGptS.config();
+        let (layers, q) = (config.layers as f64, config.query_width() as f64);
+        // Against a full pass over the same tokens: all pairs, where decoding has half of them and the diagonal.
+        let full = pass(&config, &[8], 8);
+        let expected = full - layers * 4.0 * q * (64.0 - 36.0);
+        let got = autoregressive(&config, 1, 9);
+        assert!((got / expected - 1.0).abs() < 1e-12, "{got} {expected}");
+        assert_eq!(autoregressive(&config, 3, 9), 3.0 * got);
+    }
+
     #[test]
     fn a_whole_pass_is_twice_the_parameters_a_token() {
         for shape in [SyntheticShape::DiffuGptS, SyntheticShape::DiffuLlama7b] {

@@ -1,5 +1,7 @@
 //! Numbers and words as people read them on the page.
 
+use crate::train::plot::thousands;
+
 /// `text` inside an element or an attribute of a page: nothing in it is markup, and nothing acts on what stands beside it.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -93,15 +95,7 @@ pub fn count(x: f64) -> String {
     if x.fract() != 0.0 || x.abs() >= 1e15 {
         return si(x);
     }
-    let digits = format!("{:.0}", x.abs());
-    let mut out = String::from(if x < 0.0 { "-" } else { "" });
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) && digits.len() > 4 {
-            out.push('\u{202f}');
-        }
-        out.push(c);
-    }
-    out
+    thousands(x)
 }
 
 #[cfg(test)]
