@@ -9,7 +9,6 @@ use crate::backend::{
 };
 use crate::config::{Activation, NormKind};
 use crate::error::Result;
-use crate::meter;
 use crate::rng::Rng;
 
 impl<E: CpuElement> Backward for Cpu<E> {
@@ -24,26 +23,24 @@ impl<E: CpuElement> Backward for Cpu<E> {
     }
 
     fn draw_annealed(&self, mask: &mut OwnedMask, draw: AnnealedDraw) -> Result<()> {
-        let _op = meter::op("draw_annealed", || {
-            work::moves([draw.length, draw.length, 0], draw.length * anneal::stride(draw.length), 4)
-        });
+        let _op = work::draw_annealed(draw.length);
         let words = anneal::annealed_words(&Rng::new(draw.seed), draw.pass, draw.length, draw.ratio);
         *mask = OwnedMask::Annealed { words, stride: anneal::stride(draw.length) };
         Ok(())
     }
 
     fn zero(&self, x: &mut Buffer<E>, len: usize) -> Result<()> {
-        let _op = meter::op("zero", || work::moves([len, 0, 0], len, size_of::<E>()));
+        let _op = work::zero(len, size_of::<E>());
         self.zero_impl(x, len)
     }
 
     fn copy(&self, src: &Buffer<E>, dst: &mut Buffer<E>, len: usize) -> Result<()> {
-        let _op = meter::op("copy", || work::moves([len, 0, 0], 2 * len, size_of::<E>()));
+        let _op = work::copy(len, size_of::<E>());
         self.copy_impl(src, dst, len)
     }
 
     fn scale(&self, x: &mut Buffer<E>, len: usize, factor: f64) -> Result<()> {
-        let _op = meter::op("scale", || work::moves([len, 0, 0], 2 * len, size_of::<E>()));
+        let _op = work::scale(len, size_of::<E>());
         self.scale_impl(x, len, factor)
     }
 
@@ -56,15 +53,13 @@ impl<E: CpuElement> Backward for Cpu<E> {
         accumulate: bool,
         dx: (&mut Buffer<E>, usize),
     ) -> Result<()> {
-        let _op = meter::op("linear_backward_input", || {
-            work::linear(
-                rows,
-                [outputs.len(), weight.inputs()],
-                weight.dtype().size(),
-                size_of::<E>(),
-                accumulate,
-            )
-        });
+        let _op = work::linear_backward_input(
+            rows,
+            [outputs.len(), weight.inputs()],
+            weight.dtype().size(),
+            size_of::<E>(),
+            accumulate,
+        );
         self.linear_backward_input_impl(dy, rows, weight, outputs, accumulate, dx)
     }
 
@@ -80,9 +75,13 @@ impl<E: CpuElement> Backward for Cpu<E> {
         dbias: Option<&mut Buffer<E>>,
         _: &mut (),
     ) -> Result<()> {
-        let _op = meter::op("linear_backward_weight", || {
-            work::weight_gradient(rows, [inputs, outputs], dweight.is_some(), size_of::<E>(), size_of::<E>())
-        });
+        let _op = work::linear_backward_weight(
+            rows,
+            [inputs, outputs],
+            dweight.is_some(),
+            size_of::<E>(),
+            size_of::<E>(),
+        );
         self.linear_backward_weight_impl(x, dy, rows, inputs, outputs, layout, dweight, dbias)
     }
 
@@ -100,14 +99,12 @@ impl<E: CpuElement> Backward for Cpu<E> {
         dbias: Option<&mut Buffer<E>>,
         _: &mut (),
     ) -> Result<()> {
-        let _op = meter::op("norm_backward", || {
-            work::moves([rows, width, 0], (4 * rows + 1) * width, size_of::<E>())
-        });
+        let _op = work::norm_backward(rows, width, size_of::<E>());
         self.norm_backward_impl(kind, x, weight, dy, eps, rows, width, dx, dweight, dbias)
     }
 
     fn activation(&self, kind: Activation, x: &Buffer<E>, len: usize, out: &mut Buffer<E>) -> Result<()> {
-        let _op = meter::op("activation", || work::moves([len, 0, 0], 2 * len, size_of::<E>()));
+        let _op = work::activation(len, size_of::<E>());
         self.activation_impl(kind, x, len, out)
     }
 
@@ -118,7 +115,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         len: usize,
         d: &mut Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("activation_backward", || work::moves([len, 0, 0], 3 * len, size_of::<E>()));
+        let _op = work::activation_backward(len, size_of::<E>());
         self.activation_backward_impl(kind, x, len, d)
     }
 
@@ -130,8 +127,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         width: usize,
         d_gate_up: &mut Buffer<E>,
     ) -> Result<()> {
-        let _op =
-            meter::op("swiglu_backward", || work::moves([rows, width, 0], 5 * rows * width, size_of::<E>()));
+        let _op = work::swiglu_backward(rows, width, size_of::<E>());
         self.swiglu_backward_impl(gate_up, d_out, rows, width, d_gate_up)
     }
 
@@ -145,9 +141,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         positions: &Buffer<u32>,
         table: &Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("rope_backward", || {
-            work::moves([rows, heads, head_dim], 2 * rows * heads * head_dim, size_of::<E>())
-        });
+        let _op = work::rope_backward(rows, heads, head_dim, size_of::<E>());
         self.rope_backward_impl(dx, at, rows, heads, head_dim, positions, table)
     }
 
@@ -163,13 +157,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         out: &mut Buffer<E>,
         log_sum: &mut Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("attention_saving", || {
-            work::attention(
-                shape,
-                [work::queries(segments), work::keys(segments), work::pairs(segments)],
-                size_of::<E>(),
-            )
-        });
+        let _op = work::attention_saving(shape, || work::sizes(segments), size_of::<E>());
         self.attention_impl(q, k, v, shape, segments, q_pos, mask.into(), out, Some(log_sum))
     }
 
@@ -185,13 +173,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         places: [Rows; 3],
         _: &mut (),
     ) -> Result<()> {
-        let _op = meter::op("attention_backward", || {
-            work::attention_backward(
-                shape,
-                [work::queries(segments), work::keys(segments), work::pairs(segments)],
-                size_of::<E>(),
-            )
-        });
+        let _op = work::attention_backward(shape, || work::sizes(segments), size_of::<E>());
         self.attention_backward_impl(kept, d_out, shape, segments, q_pos, mask.into(), d_qkv, places)
     }
 
@@ -203,15 +185,13 @@ impl<E: CpuElement> Backward for Cpu<E> {
         table: Option<(&mut Buffer<E>, usize, &Buffer<u32>)>,
         positions: Option<(&mut Buffer<E>, usize, &Buffer<u32>)>,
     ) -> Result<()> {
-        let _op = meter::op("embed_backward", || {
-            work::embed(
-                rows,
-                width,
-                2 * (usize::from(table.is_some()) + usize::from(positions.is_some())),
-                size_of::<E>(),
-                size_of::<E>(),
-            )
-        });
+        let _op = work::embed_backward(
+            rows,
+            width,
+            [table.is_some(), positions.is_some()],
+            size_of::<E>(),
+            size_of::<E>(),
+        );
         self.embed_backward_impl(dx, rows, width, table, positions)
     }
 
@@ -225,9 +205,7 @@ impl<E: CpuElement> Backward for Cpu<E> {
         token: TokenWeight,
         nll: &mut Buffer<f32>,
     ) -> Result<()> {
-        let _op = meter::op("cross_entropy_backward", || {
-            work::moves([rows.len(), vocab, 0], 2 * rows.len() * vocab, size_of::<E>())
-        });
+        let _op = work::cross_entropy_backward(rows.len(), vocab, size_of::<E>());
         self.cross_entropy_backward_impl(logits, vocab, rows, targets, weights, token, nll)
     }
 }

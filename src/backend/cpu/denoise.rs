@@ -8,7 +8,6 @@ use crate::backend::{
     THRESHOLD_WORDS, UNMASK_WORDS, WantKind, work,
 };
 use crate::error::{Error, Result};
-use crate::meter;
 use crate::ranking::{above_threshold, most_confident};
 use crate::rng::{Purpose, Rng, gumbel};
 use crate::shift;
@@ -37,9 +36,7 @@ impl Ranking {
 
 impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
     fn stage_step(&self, canvases: &mut Canvases<Self>, steps: usize) -> Result<()> {
-        let _op = meter::op("stage_step", || {
-            work::moves([canvases.sequences, 0, 0], 2 * canvases.layout().words(), 4)
-        });
+        let _op = work::stage_step(canvases);
         let words = canvases.layout().words();
         let (tape, stage) = (canvases.tape.as_mut_slice(), canvases.stage.as_mut_slice());
         let Some((cursor, tape)) = tape.split_first_mut() else { return Ok(()) };
@@ -63,13 +60,7 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
         inputs: &mut Inputs<Self>,
         shape: StepShape,
     ) -> Result<()> {
-        let _op = meter::op("select_needs", || {
-            work::moves(
-                [canvases.sequences, canvases.tokens, shape.rows],
-                3 * canvases.tokens + 14 * shape.rows,
-                4,
-            )
-        });
+        let _op = work::select_needs(canvases, shape);
         let (needs, slots) = (canvases.needs.as_mut_slice(), canvases.slots.as_mut_slice());
         needs.fill(NO_TOKEN);
         slots.fill(NO_TOKEN);
@@ -155,9 +146,7 @@ impl<E: CpuElement + UnmaskElement> Denoise for Cpu<E> {
         inputs: &mut Inputs<Self>,
         shape: StepShape,
     ) -> Result<()> {
-        let _op = meter::op("commit", || {
-            work::moves([canvases.sequences, canvases.tokens, shape.rows], 4 * shape.rows, 4)
-        });
+        let _op = work::commit(canvases, shape);
         let layout = canvases.layout();
         let mut ranking = self.ranking();
         ranking.reserve(canvases.size.tokens);

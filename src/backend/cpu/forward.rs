@@ -6,7 +6,6 @@ use super::{Buffer, Cpu, CpuElement, Matrix, OwnedMask};
 use crate::backend::{Epilogue, Forward, HeadShape, Rows, Segment, work};
 use crate::config::NormKind;
 use crate::error::Result;
-use crate::meter;
 
 impl<E: CpuElement> Forward for Cpu<E> {
     fn embed(
@@ -18,15 +17,7 @@ impl<E: CpuElement> Forward for Cpu<E> {
         width: usize,
         out: &mut Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("embed", || {
-            work::embed(
-                rows,
-                width,
-                1 + usize::from(positions.is_some()),
-                table.dtype().size(),
-                size_of::<E>(),
-            )
-        });
+        let _op = work::embed(rows, width, positions.is_some(), table.dtype().size(), size_of::<E>());
         self.embed_impl(table, ids, positions, rows, width, out)
     }
 
@@ -41,7 +32,7 @@ impl<E: CpuElement> Forward for Cpu<E> {
         width: usize,
         out: &mut Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("norm", || work::moves([rows, width, 0], (2 * rows + 1) * width, size_of::<E>()));
+        let _op = work::norm(rows, width, size_of::<E>());
         self.norm_impl(kind, x, weight, bias, eps, rows, width, out)
     }
 
@@ -55,15 +46,13 @@ impl<E: CpuElement> Forward for Cpu<E> {
         out: &mut Buffer<E>,
         out_rows: Rows,
     ) -> Result<()> {
-        let _op = meter::op("linear", || {
-            work::linear(
-                rows,
-                [weight.inputs(), outputs.len()],
-                weight.dtype().size(),
-                size_of::<E>(),
-                epilogue.accumulate,
-            )
-        });
+        let _op = work::linear(
+            rows,
+            [weight.inputs(), outputs.len()],
+            weight.dtype().size(),
+            size_of::<E>(),
+            epilogue.accumulate,
+        );
         self.linear_impl(x, at, rows, weight, outputs, epilogue, out, out_rows)
     }
 
@@ -77,14 +66,12 @@ impl<E: CpuElement> Forward for Cpu<E> {
         positions: &Buffer<u32>,
         table: &Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("rope", || {
-            work::moves([rows, heads, head_dim], 2 * rows * heads * head_dim, size_of::<E>())
-        });
+        let _op = work::rope(rows, heads, head_dim, size_of::<E>());
         self.rope_impl(x, at, rows, heads, head_dim, positions, table)
     }
 
     fn swiglu(&self, gate_up: &Buffer<E>, rows: usize, width: usize, out: &mut Buffer<E>) -> Result<()> {
-        let _op = meter::op("swiglu", || work::moves([rows, width, 0], 3 * rows * width, size_of::<E>()));
+        let _op = work::swiglu(rows, width, size_of::<E>());
         self.swiglu_impl(gate_up, rows, width, out)
     }
 
@@ -99,13 +86,7 @@ impl<E: CpuElement> Forward for Cpu<E> {
         mask: &OwnedMask,
         out: &mut Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("attention", || {
-            work::attention(
-                shape,
-                [work::queries(segments), work::keys(segments), work::pairs(segments)],
-                size_of::<E>(),
-            )
-        });
+        let _op = work::attention(shape, || work::sizes(segments), size_of::<E>());
         self.attention_impl(q, k, v, shape, segments, q_pos, mask.into(), out, None)
     }
 
@@ -117,7 +98,7 @@ impl<E: CpuElement> Forward for Cpu<E> {
         width: usize,
         dst: &mut Buffer<E>,
     ) -> Result<()> {
-        let _op = meter::op("gather", || work::moves([count, width, 0], 2 * count * width, size_of::<E>()));
+        let _op = work::gather(count, width, size_of::<E>());
         self.gather_impl(src, rows, count, width, dst)
     }
 
@@ -129,7 +110,7 @@ impl<E: CpuElement> Forward for Cpu<E> {
         width: usize,
         dst: (&mut Buffer<E>, Rows),
     ) -> Result<()> {
-        let _op = meter::op("scatter", || work::moves([count, width, 0], 2 * count * width, size_of::<E>()));
+        let _op = work::scatter(count, width, size_of::<E>());
         self.scatter_impl(src, rows, count, width, dst)
     }
 
@@ -140,9 +121,7 @@ impl<E: CpuElement> Forward for Cpu<E> {
         targets: &[u32],
         out: &mut [f64],
     ) -> Result<()> {
-        let _op = meter::op("cross_entropy", || {
-            work::moves([targets.len(), vocab, 0], targets.len() * vocab, size_of::<E>())
-        });
+        let _op = work::cross_entropy(targets.len(), vocab, size_of::<E>());
         self.cross_entropy_impl(logits, vocab, targets, out)
     }
 }

@@ -14,7 +14,6 @@ use super::{Buffer, Cpu, Matrix, Storage, sides};
 use crate::backend::{AdamW, AdamWFactors, Layout, MomentFormat, Optimise, Outcome, Trainable, work};
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
-use crate::meter;
 use kernels::{Convert, Part, Squares, Step, little, nearest, widen};
 use moments::{Moment, Which};
 
@@ -142,7 +141,7 @@ impl Optimise for Cpu<f32> {
     }
 
     fn sum_of_squares(&self, x: &Buffer<f32>, len: usize) -> Result<f64> {
-        let _op = meter::op("sum_of_squares", || work::moves([len, 0, 0], len, 4));
+        let _op = work::sum_of_squares(len, 4);
         const OP: &str = "sum_of_squares";
         check::at_least(OP, "x", len, x.len())?;
         let mut sums = Buffer::<f64>::zeroed(len.div_ceil(TASK))?;
@@ -168,17 +167,14 @@ impl Optimise for Cpu<f32> {
     }
 
     fn watch(&self, control: &mut OptimControl, nll: &Buffer<f32>, rows: usize) -> Result<()> {
-        let _op = meter::op("watch", || work::moves([rows, 0, 0], rows, 4));
+        let _op = work::watch(rows);
         check::at_least("watch", "nll", rows, nll.len())?;
         control.finite &= nll.as_slice()[..rows].iter().all(|x| x.is_finite());
         Ok(())
     }
 
     fn measure(&self, control: &mut OptimControl, number: usize, gradient: &Buffer<f32>) -> Result<()> {
-        let _op = meter::op("measure", || {
-            let len = control.lens.get(number).copied().unwrap_or(0);
-            work::moves([len, 0, 0], len, 4)
-        });
+        let _op = work::measure(control.lens.get(number).copied().unwrap_or(0), 4);
         let (Some(&len), Some(squares)) = (control.lens.get(number), control.squares.get_mut(number)) else {
             return check::at_least("measure", "gradients", number.saturating_add(1), control.lens.len());
         };
@@ -187,7 +183,7 @@ impl Optimise for Cpu<f32> {
     }
 
     fn settle(&self, control: &mut OptimControl) -> Result<()> {
-        let _op = meter::op("settle", || work::moves([control.lens.len(), 0, 0], control.lens.len(), 8));
+        let _op = work::settle(control.lens.len());
         let Some((step, _)) = &control.step else {
             return Err(Error::request("optimiser: settled before it was prepared"));
         };
@@ -206,7 +202,7 @@ impl Optimise for Cpu<f32> {
         parameter: u32,
         decays: bool,
     ) -> Result<()> {
-        let _op = meter::op("step", || work::adamw(state.len, state.master.is_some(), state.format, 4));
+        let _op = work::step(state.len, state.master.is_some(), state.format);
         const OP: &str = "step";
         let plain = matches!(trainable, Trainable::Vector(_));
         let numbers = Numbers::of(OP, trainable)?;

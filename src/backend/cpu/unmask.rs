@@ -23,7 +23,6 @@ use super::{Buffer, Cpu, CpuElement};
 use crate::backend::unmask::{check_vocab, row_of_words};
 use crate::backend::{Backend, RowDraw, RowNoise, RowParams, UNMASK_WORDS, Unmask, work};
 use crate::error::{Error, Result};
-use crate::meter;
 use crate::rng::{Purpose, Rng};
 
 impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
@@ -41,8 +40,7 @@ impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
         params: &Self::Index,
         out: &mut Self::Draws,
     ) -> Result<()> {
-        let _op =
-            meter::op("unmask", || work::moves([rows.len(), vocab, 0], rows.len() * vocab, size_of::<E>()));
+        let _op = work::unmask(rows.len(), vocab, size_of::<E>());
         let (params, _) = params.as_slice().as_chunks::<UNMASK_WORDS>();
         let got = params.len().min(out.len());
         let (Some(params), Some(out)) = (params.get(rows.clone()), out.as_mut_slice().get_mut(rows.clone()))
@@ -53,7 +51,7 @@ impl<E: CpuElement + UnmaskElement> Unmask for Cpu<E> {
     }
 
     fn read_draws(&self, draws: &Self::Draws, out: &mut [RowDraw]) -> Result<()> {
-        let _op = meter::op("read_draws", || work::moves([out.len(), 0, 0], 5 * out.len(), 4));
+        let _op = work::read_draws(out.len());
         super::read("read_draws", draws, 0, out)
     }
 }

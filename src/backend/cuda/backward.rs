@@ -13,7 +13,6 @@ use crate::backend::{
 use crate::config::{Activation, NormKind};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::meter;
 
 /// Logits that are formed at a time, and rows of them: enough for products that fill a card.
 pub(crate) const LOGITS_AT_ONCE: [usize; 2] = [1 << 28, 4096];
@@ -78,9 +77,7 @@ impl<D: Device> Backward for Cuda<D> {
     }
 
     fn draw_annealed(&self, mask: &mut MaskOnDevice<D>, draw: AnnealedDraw) -> Result<()> {
-        let _op = meter::op("draw_annealed", || {
-            work::moves([draw.length, draw.length, 0], draw.length * anneal::stride(draw.length), 4)
-        });
+        let _op = work::draw_annealed(draw.length);
         let MaskOnDevice::Annealed { words, stride } = mask else {
             return Err(Error::Shape { op: "mask_annealed", what: "masks with bits", expected: 1, got: 0 });
         };
@@ -89,17 +86,17 @@ impl<D: Device> Backward for Cuda<D> {
     }
 
     fn zero(&self, x: &mut Buffer<D>, len: usize) -> Result<()> {
-        let _op = meter::op("zero", || work::moves([len, 0, 0], len, 4));
+        let _op = work::zero(len, 4);
         self.zero(x, len)
     }
 
     fn copy(&self, src: &Buffer<D>, dst: &mut Buffer<D>, len: usize) -> Result<()> {
-        let _op = meter::op("copy", || work::moves([len, 0, 0], 2 * len, self.dtype.size()));
+        let _op = work::copy(len, self.dtype.size());
         self.copy(self.dtype, src, 0, dst, 0, len)
     }
 
     fn scale(&self, x: &mut Buffer<D>, len: usize, factor: f64) -> Result<()> {
-        let _op = meter::op("scale", || work::moves([len, 0, 0], 2 * len, self.dtype.size()));
+        let _op = work::scale(len, self.dtype.size());
         self.scale(self.dtype, x, len, factor as f32)
     }
 
@@ -112,15 +109,13 @@ impl<D: Device> Backward for Cuda<D> {
         accumulate: bool,
         (dx, at): (&mut Buffer<D>, usize),
     ) -> Result<()> {
-        let _op = meter::op("linear_backward_input", || {
-            work::linear(
-                rows,
-                [outputs.len(), weight.inputs()],
-                weight.dtype().size(),
-                self.dtype.size(),
-                accumulate,
-            )
-        });
+        let _op = work::linear_backward_input(
+            rows,
+            [outputs.len(), weight.inputs()],
+            weight.dtype().size(),
+            self.dtype.size(),
+            accumulate,
+        );
         let dx = (dx, Rows { at, stride: weight.inputs() });
         // Gradients of logits: zeros lie between their rows.
         let padded = dy.1.at == 0 && dy.1.stride == logits_stride(outputs.len());
@@ -139,9 +134,8 @@ impl<D: Device> Backward for Cuda<D> {
         dbias: Option<&mut Buffer<D>>,
         work: &mut Workspace<D>,
     ) -> Result<()> {
-        let _op = meter::op("linear_backward_weight", || {
-            work::weight_gradient(rows, [inputs, outputs], dweight.is_some(), self.dtype.size(), 4)
-        });
+        let _op =
+            work::linear_backward_weight(rows, [inputs, outputs], dweight.is_some(), self.dtype.size(), 4);
         if let Some(dweight) = dweight {
             let x = (x, Rows { at, stride: inputs });
             self.linear_backward_weight(self.dtype, x, dy, rows, inputs, outputs, layout, dweight)?;
@@ -166,15 +160,13 @@ impl<D: Device> Backward for Cuda<D> {
         dbias: Option<&mut Buffer<D>>,
         work: &mut Workspace<D>,
     ) -> Result<()> {
-        let _op = meter::op("norm_backward", || {
-            work::moves([rows, width, 0], (4 * rows + 1) * width, self.dtype.size())
-        });
+        let _op = work::norm_backward(rows, width, self.dtype.size());
         let (dtype, partial) = (self.dtype, &mut work.partial);
         self.norm_backward(dtype, kind, x, weight, dy, eps as f32, rows, width, dx, partial, dweight, dbias)
     }
 
     fn activation(&self, kind: Activation, x: &Buffer<D>, len: usize, out: &mut Buffer<D>) -> Result<()> {
-        let _op = meter::op("activation", || work::moves([len, 0, 0], 2 * len, self.dtype.size()));
+        let _op = work::activation(len, self.dtype.size());
         self.activate(self.dtype, kind, Some(x), out, len)
     }
 
@@ -185,7 +177,7 @@ impl<D: Device> Backward for Cuda<D> {
         len: usize,
         d: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op = meter::op("activation_backward", || work::moves([len, 0, 0], 3 * len, self.dtype.size()));
+        let _op = work::activation_backward(len, self.dtype.size());
         self.activation_backward(self.dtype, kind, x, len, d)
     }
 
@@ -197,9 +189,7 @@ impl<D: Device> Backward for Cuda<D> {
         width: usize,
         d_gate_up: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op = meter::op("swiglu_backward", || {
-            work::moves([rows, width, 0], 5 * rows * width, self.dtype.size())
-        });
+        let _op = work::swiglu_backward(rows, width, self.dtype.size());
         self.swiglu_backward(self.dtype, gate_up, d_out, rows, width, d_gate_up)
     }
 
@@ -213,9 +203,7 @@ impl<D: Device> Backward for Cuda<D> {
         positions: &Buffer<D>,
         table: &Buffer<D>,
     ) -> Result<()> {
-        let _op = meter::op("rope_backward", || {
-            work::moves([rows, heads, head_dim], 2 * rows * heads * head_dim, self.dtype.size())
-        });
+        let _op = work::rope_backward(rows, heads, head_dim, self.dtype.size());
         self.rope_backward(self.dtype, dx, at, rows, heads, head_dim, positions, table)
     }
 
@@ -231,8 +219,7 @@ impl<D: Device> Backward for Cuda<D> {
         out: &mut Buffer<D>,
         log_sum: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op =
-            meter::op("attention_saving", || work::attention(shape, segments.sizes(), self.dtype.size()));
+        let _op = work::attention_saving(shape, || segments.sizes(), self.dtype.size());
         self.attention(self.dtype, q, k, v, shape, segments, q_pos, mask.into(), out, Some(log_sum))
     }
 
@@ -248,9 +235,7 @@ impl<D: Device> Backward for Cuda<D> {
         places: [Rows; 3],
         work: &mut Workspace<D>,
     ) -> Result<()> {
-        let _op = meter::op("attention_backward", || {
-            work::attention_backward(shape, segments.sizes(), self.dtype.size())
-        });
+        let _op = work::attention_backward(shape, || segments.sizes(), self.dtype.size());
         let Attended { q, k, v, out, log_sum } = kept;
         let (dtype, mask, dots) = (self.dtype, mask.into(), &mut work.dots);
         self.attention_backward(
@@ -266,15 +251,8 @@ impl<D: Device> Backward for Cuda<D> {
         table: Option<(&mut Buffer<D>, usize, &Buffer<D>)>,
         positions: Option<(&mut Buffer<D>, usize, &Buffer<D>)>,
     ) -> Result<()> {
-        let _op = meter::op("embed_backward", || {
-            work::embed(
-                rows,
-                width,
-                2 * (usize::from(table.is_some()) + usize::from(positions.is_some())),
-                4,
-                self.dtype.size(),
-            )
-        });
+        let _op =
+            work::embed_backward(rows, width, [table.is_some(), positions.is_some()], 4, self.dtype.size());
         for (d_table, table_rows, ids) in [table, positions].into_iter().flatten() {
             self.embed_backward(self.dtype, dx, rows, width, d_table, table_rows, ids)?;
         }
@@ -291,9 +269,7 @@ impl<D: Device> Backward for Cuda<D> {
         token: TokenWeight,
         nll: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op = meter::op("cross_entropy_backward", || {
-            work::moves([rows.len(), vocab, 0], 2 * rows.len() * vocab, self.dtype.size())
-        });
+        let _op = work::cross_entropy_backward(rows.len(), vocab, self.dtype.size());
         self.cross_entropy_backward(self.dtype, logits, vocab, rows, targets, weights, token, nll)
     }
 }

@@ -10,7 +10,6 @@ use crate::backend::{
 };
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::meter;
 
 impl<D: Device> Unmask for Cuda<D> {
     type Draws = Draws<D>;
@@ -27,7 +26,7 @@ impl<D: Device> Unmask for Cuda<D> {
         params: &Buffer<D>,
         out: &mut Draws<D>,
     ) -> Result<()> {
-        let _op = meter::op("unmask", || work::moves([rows.len(), vocab, 0], rows.len() * vocab, 4));
+        let _op = work::unmask(rows.len(), vocab, 4);
         let dtype = match logits.format() {
             Format::Float(dtype) => dtype,
             other => {
@@ -41,7 +40,7 @@ impl<D: Device> Unmask for Cuda<D> {
     }
 
     fn read_draws(&self, draws: &Draws<D>, out: &mut [RowDraw]) -> Result<()> {
-        let _op = meter::op("read_draws", || work::moves([out.len(), 0, 0], 5 * out.len(), 4));
+        let _op = work::read_draws(out.len());
         let (rows, room, words) = (out.len(), draws.tokens.len(), draws.read(&self.device)?);
         if rows > room {
             return Err(Error::Shape { op: "read_draws", what: "rows, at most", expected: room, got: rows });
@@ -76,9 +75,7 @@ impl<D: Device> Unmask for Cuda<D> {
 
 impl<D: Device> Denoise for Cuda<D> {
     fn stage_step(&self, canvases: &mut Canvases<Self>, steps: usize) -> Result<()> {
-        let _op = meter::op("stage_step", || {
-            work::moves([canvases.sequences, 0, 0], 2 * canvases.layout().words(), 4)
-        });
+        let _op = work::stage_step(canvases);
         let words = canvases.layout().words();
         self.stage_step(&mut canvases.tape, steps, words, &mut canvases.stage)
     }
@@ -89,13 +86,7 @@ impl<D: Device> Denoise for Cuda<D> {
         inputs: &mut Inputs<Self>,
         shape: StepShape,
     ) -> Result<()> {
-        let _op = meter::op("select_needs", || {
-            work::moves(
-                [canvases.sequences, canvases.tokens, shape.rows],
-                3 * canvases.tokens + 14 * shape.rows,
-                4,
-            )
-        });
+        let _op = work::select_needs(canvases, shape);
         let sequences = canvases.sequences;
         let wants = canvases.stage.share(canvases.layout().wants(), sequences * WANT_WORDS)?;
         let drawing = canvases.drawing.share(0, sequences * DRAWING_WORDS)?;
@@ -132,9 +123,7 @@ impl<D: Device> Denoise for Cuda<D> {
         inputs: &mut Inputs<Self>,
         shape: StepShape,
     ) -> Result<()> {
-        let _op = meter::op("commit", || {
-            work::moves([canvases.sequences, canvases.tokens, shape.rows], 4 * shape.rows, 4)
-        });
+        let _op = work::commit(canvases, shape);
         let (layout, sequences) = (canvases.layout(), canvases.sequences);
         let part = |at: usize, len: usize| canvases.stage.share(at, len);
         let steps = part(layout.steps(), sequences)?;

@@ -7,7 +7,6 @@ use crate::backend::{Epilogue, Forward, HeadShape, Rows, work};
 use crate::config::NormKind;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::meter;
 
 impl<D: Device> Forward for Cuda<D> {
     fn embed(
@@ -19,15 +18,7 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         out: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op = meter::op("embed", || {
-            work::embed(
-                rows,
-                width,
-                1 + usize::from(positions.is_some()),
-                table.dtype().size(),
-                self.dtype.size(),
-            )
-        });
+        let _op = work::embed(rows, width, positions.is_some(), table.dtype().size(), self.dtype.size());
         let positions = positions.map(|(table, ids)| (table.buffer(), ids));
         self.embed(self.dtype, table.buffer(), ids, positions, rows, width, out)
     }
@@ -43,8 +34,7 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         out: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op =
-            meter::op("norm", || work::moves([rows, width, 0], (2 * rows + 1) * width, self.dtype.size()));
+        let _op = work::norm(rows, width, self.dtype.size());
         self.norm(self.dtype, kind, x, None, weight, bias, eps as f32, rows, width, out)
     }
 
@@ -58,15 +48,13 @@ impl<D: Device> Forward for Cuda<D> {
         out: &mut Buffer<D>,
         out_rows: Rows,
     ) -> Result<()> {
-        let _op = meter::op("linear", || {
-            work::linear(
-                rows,
-                [weight.inputs(), outputs.len()],
-                weight.dtype().size(),
-                self.dtype.size(),
-                epilogue.accumulate,
-            )
-        });
+        let _op = work::linear(
+            rows,
+            [weight.inputs(), outputs.len()],
+            weight.dtype().size(),
+            self.dtype.size(),
+            epilogue.accumulate,
+        );
         let Epilogue { bias, activation, accumulate } = epilogue;
         let epilogue = LinearEpilogue { bias, activation, accumulate };
         let x = (x, Rows { at, stride: weight.inputs() });
@@ -87,14 +75,12 @@ impl<D: Device> Forward for Cuda<D> {
         positions: &Buffer<D>,
         table: &Buffer<D>,
     ) -> Result<()> {
-        let _op = meter::op("rope", || {
-            work::moves([rows, heads, head_dim], 2 * rows * heads * head_dim, self.dtype.size())
-        });
+        let _op = work::rope(rows, heads, head_dim, self.dtype.size());
         self.rope(self.dtype, x, at, rows, heads, head_dim, positions, table)
     }
 
     fn swiglu(&self, gate_up: &Buffer<D>, rows: usize, width: usize, out: &mut Buffer<D>) -> Result<()> {
-        let _op = meter::op("swiglu", || work::moves([rows, width, 0], 3 * rows * width, self.dtype.size()));
+        let _op = work::swiglu(rows, width, self.dtype.size());
         self.swiglu(self.dtype, gate_up, rows, width, out)
     }
 
@@ -109,7 +95,7 @@ impl<D: Device> Forward for Cuda<D> {
         mask: &MaskOnDevice<D>,
         out: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op = meter::op("attention", || work::attention(shape, segments.sizes(), self.dtype.size()));
+        let _op = work::attention(shape, || segments.sizes(), self.dtype.size());
         self.attention(self.dtype, q, k, v, shape, segments, q_pos, mask.into(), out, None)
     }
 
@@ -121,8 +107,7 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         dst: &mut Buffer<D>,
     ) -> Result<()> {
-        let _op =
-            meter::op("gather", || work::moves([count, width, 0], 2 * count * width, self.dtype.size()));
+        let _op = work::gather(count, width, self.dtype.size());
         self.gather(self.dtype, src, rows, count, width, dst)
     }
 
@@ -134,8 +119,7 @@ impl<D: Device> Forward for Cuda<D> {
         width: usize,
         dst: (&mut Buffer<D>, Rows),
     ) -> Result<()> {
-        let _op =
-            meter::op("scatter", || work::moves([count, width, 0], 2 * count * width, self.dtype.size()));
+        let _op = work::scatter(count, width, self.dtype.size());
         self.scatter(self.dtype, src, rows, count, width, dst)
     }
 
@@ -146,9 +130,7 @@ impl<D: Device> Forward for Cuda<D> {
         targets: &[u32],
         out: &mut [f64],
     ) -> Result<()> {
-        let _op = meter::op("cross_entropy", || {
-            work::moves([targets.len(), vocab, 0], targets.len() * vocab, self.dtype.size())
-        });
+        let _op = work::cross_entropy(targets.len(), vocab, self.dtype.size());
         const OP: &str = "cross_entropy";
         if out.len() != targets.len() {
             return Err(Error::Shape { op: OP, what: "out", expected: targets.len(), got: out.len() });

@@ -6,7 +6,6 @@ use super::{Buffer, Cuda, Device, Format, Launch, Matrix};
 use crate::backend::{AdamW, Layout, MOMENT_BLOCK, MomentFormat, Optimise, Outcome, Trainable, work};
 use crate::element::{Dtype, StoredTensor};
 use crate::error::{Error, Result};
-use crate::meter;
 
 // As in `cuda/optim.cu`.
 const THREADS: usize = 256;
@@ -217,7 +216,7 @@ impl<D: Device> Optimise for Cuda<D> {
     }
 
     fn sum_of_squares(&self, x: &Buffer<D>, len: usize) -> Result<f64> {
-        let _op = meter::op("sum_of_squares", || work::moves([len, 0, 0], len, 4));
+        let _op = work::sum_of_squares(len, 4);
         let mut partials = Buffer::new(&self.device, Format::F64, len.div_ceil(CHUNK))?;
         self.squares(x, len, &mut partials, 0)?;
         Ok(partials.to_vec::<f64>(&self.device)?.into_iter().fold(0.0, |sum, x| sum + x))
@@ -261,7 +260,7 @@ impl<D: Device> Optimise for Cuda<D> {
     }
 
     fn watch(&self, control: &mut OptimControl<D>, nll: &Buffer<D>, rows: usize) -> Result<()> {
-        let _op = meter::op("watch", || work::moves([rows, 0, 0], rows, 4));
+        let _op = work::watch(rows);
         let mut launch = Launch::new("optim_watch", [1, 1, 1], THREADS as u32, SUMS / 2)?;
         launch.read("nll", nll, Dtype::F32, 0, rows)?.u64(rows as u64);
         launch.update("results", &mut control.results, Format::U32, 0, RESULTS)?;
@@ -270,10 +269,7 @@ impl<D: Device> Optimise for Cuda<D> {
     }
 
     fn measure(&self, control: &mut OptimControl<D>, number: usize, gradient: &Buffer<D>) -> Result<()> {
-        let _op = meter::op("measure", || {
-            let len = control.gradients.get(number).map_or(0, |g| g.0);
-            work::moves([len, 0, 0], len, 4)
-        });
+        let _op = work::measure(control.gradients.get(number).map_or(0, |g| g.0), 4);
         let Some(&(len, at)) = control.gradients.get(number) else {
             let (expected, got) = (number.saturating_add(1), control.gradients.len());
             return Err(Error::Shape { op: "measure", what: "gradients", expected, got });
@@ -282,8 +278,7 @@ impl<D: Device> Optimise for Cuda<D> {
     }
 
     fn settle(&self, control: &mut OptimControl<D>) -> Result<()> {
-        let _op =
-            meter::op("settle", || work::moves([control.gradients.len(), 0, 0], control.gradients.len(), 8));
+        let _op = work::settle(control.gradients.len());
         let mut launch = Launch::new("optim_settle", [1, 1, 1], THREADS as u32, SUMS)?;
         let count = control.partials.len();
         launch.read("partials", &control.partials, Format::F64, 0, count)?.u64(count as u64);
@@ -303,7 +298,7 @@ impl<D: Device> Optimise for Cuda<D> {
         parameter: u32,
         decays: bool,
     ) -> Result<()> {
-        let _op = meter::op("step", || work::adamw(state.len, state.master.is_some(), state.format, 4));
+        let _op = work::step(state.len, state.master.is_some(), state.format);
         const OP: &str = "step";
         let numbers = Numbers::of(OP, trainable)?;
         numbers.fits(OP, state)?;
