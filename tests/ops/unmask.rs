@@ -226,6 +226,27 @@ fn normal_row(rng: &Rng, case: u32, vocab: usize, spread: f32) -> Vec<f32> {
         .collect()
 }
 
+/// Top-p guesses from one block of 64 logits in sixteen where the ranking ends; here those blocks are unlike the others, so that
+/// the guess is too high or too low.
+#[test]
+fn blocks_that_are_unlike_the_rest_do_not_mislead() {
+    let rng = Rng::new(17);
+    for (case, offset) in [-8.0, -2.0, 0.0, 2.0, 8.0].into_iter().enumerate() {
+        for spread in [0.5, 4.0] {
+            let mut row = normal_row(&rng, case as u32, 16 * 1024 + 5, spread);
+            for block in row.chunks_mut(64).step_by(16) {
+                block.iter_mut().for_each(|z| *z += offset);
+            }
+            for top_p in [0.05, 0.5, 0.9, 0.999] {
+                for temperature in [0.3, 1.0, 5.0] {
+                    let uniform = rng.uniform(Purpose::Token, 1, case as u32, 0);
+                    check(&row, &RowParams { top_p, temperature, uniform, suppress: 70, ..PLAIN });
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn mass_before_a_rank_may_equal_top_p() {
     // Eight equal tokens: rank 4 has exactly half of the mass before it and is still kept.

@@ -1,9 +1,9 @@
 //! Drawing tokens on the CPU, a row a position: [`unmask_rows`].
 //!
 //! Two vector passes read the row: block maxima, then masses (fixed-point exponentials,
-//! whose sums are exact). Top-k and top-p look only at tokens that can survive: those
-//! at least as large as the k-th largest block maximum, or those that are not in a tail too light to
-//! matter; among them the end of the ranking is found by histogram. The token is the
+//! whose sums are exact). Top-k gathers the tokens at least as large as the k-th largest block maximum. Top-p guesses, from one
+//! block in sixteen, two logits that the end of the ranking lies between, which is then checked: above them a third pass takes
+//! the sum of masses, and only tokens between them are gathered. Among the gathered the end is found by histogram. The token is the
 //! first in id order at which the running sum of kept masses exceeds `uniform` times their total.
 //! Top-p is nucleus sampling (Holtzman et al., "The curious case of neural text degeneration",
 //! ICLR 2020).

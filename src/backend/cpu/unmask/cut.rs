@@ -4,7 +4,7 @@
 use crate::element::Element;
 
 /// Bins of a histogram.
-pub const BINS: usize = 1024;
+pub(super) const BINS: usize = 1024;
 
 /// Where a ranking (larger logits first, equal ones by id) is cut: what comes before is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,7 +32,6 @@ impl<E: Element> Cut<E> {
 #[derive(Clone, Copy, Debug)]
 pub struct Bins<E> {
     greatest: E,
-    pub least: E,
     scale: E,
 }
 
@@ -40,7 +39,12 @@ impl<E: Element> Bins<E> {
     /// `greatest > least`, both finite, and so is their difference.
     pub fn new(greatest: E, least: E) -> Self {
         let scale = E::from_f64((BINS - 1) as f64) / (greatest - least);
-        Self { greatest, least, scale }
+        Self { greatest, scale }
+    }
+
+    /// Logits from one bin to the next.
+    pub fn width(&self) -> f64 {
+        1.0 / self.scale.to_f64()
     }
 
     /// The bin of a logit of at most `greatest`. Subtraction and multiplication round
@@ -59,7 +63,7 @@ impl<E: Element> Bins<E> {
 }
 
 /// The bin in which the running sum first exceeds `limit`, and the sum before it.
-pub fn crossing(bins: &[u64; BINS], limit: u64) -> Option<(u32, u64)> {
+fn crossing(bins: &[u64; BINS], limit: u64) -> Option<(u32, u64)> {
     let mut before = 0;
     for (b, &sum) in bins.iter().enumerate() {
         if before + sum > limit {
@@ -70,10 +74,10 @@ pub fn crossing(bins: &[u64; BINS], limit: u64) -> Option<(u32, u64)> {
     None
 }
 
-/// Reusable memory of [`Selection::cut`], and a histogram.
+/// Reusable memory: of [`Selection::cut`], and a histogram.
 pub struct Selection {
     active: Vec<u32>,
-    pub bins: Box<[u64; BINS]>,
+    bins: Box<[u64; BINS]>,
 }
 
 impl Default for Selection {
@@ -87,6 +91,15 @@ impl Selection {
     pub fn prepare(&mut self, len: usize) {
         self.active.clear();
         self.active.reserve_exact(len);
+    }
+
+    /// The weights by the bin of their logits.
+    pub fn histogram<E: Element>(&mut self, z: &[E], weights: &[u64], range: &Bins<E>) -> &[u64; BINS] {
+        self.bins.fill(0);
+        for (&z, weight) in z.iter().zip(weights) {
+            self.bins[range.bin(z) as usize] += weight;
+        }
+        &self.bins
     }
 
     /// Keeps, in ranking order, each token before which the weights sum to at most `limit`; the

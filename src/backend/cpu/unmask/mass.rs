@@ -54,8 +54,25 @@ impl<E: Element> Temper<E> {
 pub trait Exp: Element {
     /// `exp(d / temperature)` for `d` from [`Temper::below_max`].
     fn weight(d: Self, temper: &Temper<Self>) -> Self;
+    /// `floor(w * ONE)` for `w` in [0, 1], as a multiple of [`HALF`] and what is left over, both at most that: numbers of 32
+    /// bits, as many to a vector as there are logits.
+    fn halves(w: Self) -> [u32; 2];
+
     /// `floor(w * ONE)` for `w` in [0, 1].
-    fn fixed(w: Self) -> u64;
+    #[inline(always)]
+    fn fixed(w: Self) -> u64 {
+        let [high, low] = Self::halves(w);
+        whole(u64::from(high), u64::from(low))
+    }
+}
+
+/// The square root of [`ONE`].
+const HALF: u32 = 1 << 20;
+
+/// A mass, or a sum of masses, of its halves or their sums.
+#[inline(always)]
+pub(super) fn whole(high: u64, low: u64) -> u64 {
+    high * u64::from(HALF) + low
 }
 
 /// ln(2)^k / k!: the Taylor coefficients of 2^f, which at degree 7 are exact to 6e-9 for |f| <= 1/2.
@@ -92,12 +109,14 @@ impl Exp for f32 {
     }
 
     #[inline(always)]
-    fn fixed(w: f32) -> u64 {
-        let bits = w.to_bits();
-        let mantissa = u64::from((bits & 0x007f_ffff) | 0x0080_0000);
-        // w <= 1, so its biased exponent is at most 127.
-        let shift = 127u32.wrapping_sub(bits >> 23);
-        (mantissa << 17) >> if shift < 63 { shift } else { 63 }
+    fn halves(w: f32) -> [u32; 2] {
+        let scaled = w * HALF as f32;
+        // SAFETY: `weight` gives no NaN and at most 1.42, as `below_max` gives none and at most 0.
+        let high: i32 = unsafe { scaled.to_int_unchecked() };
+        let rest = (scaled - high as f32) * HALF as f32;
+        // SAFETY: what truncation left is from 0 to 1.
+        let low: i32 = unsafe { rest.to_int_unchecked() };
+        [high as u32, low as u32]
     }
 }
 
@@ -108,8 +127,10 @@ impl Exp for f64 {
     }
 
     #[inline(always)]
-    fn fixed(w: f64) -> u64 {
-        (w * ONE as f64) as u64
+    fn halves(w: f64) -> [u32; 2] {
+        let scaled = w * f64::from(HALF);
+        let high = scaled as u32;
+        [high, ((scaled - f64::from(high)) * f64::from(HALF)) as u32]
     }
 }
 

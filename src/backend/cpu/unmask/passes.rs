@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 
-use super::cut::{BINS, Bins, Cut};
-use super::mass::{Exp, Temper};
+use super::cut::Cut;
+use super::mass::{Exp, Temper, whole};
 use super::row::Scratch;
 use crate::element::Element;
 
 /// Logits a block. A row is cut into blocks, the last one padded with minus infinity.
 pub(super) const BLOCK: usize = 64;
+/// Lanes that a block is added up in, a vector or two.
+const LANES: usize = BLOCK / 4;
 
 /// A number format that tokens can be drawn from: the vector passes over a row, and this thread's
 /// memory. A token `suppress` counts as minus infinity. Implemented for f32 and f64.
@@ -29,22 +31,15 @@ pub trait UnmaskElement: Element {
         temper: &Temper<Self>,
         sums: &mut [u64],
     );
-    /// The masses of the logits of `range.least` and above, added up by bin.
-    fn histogram(
+    /// The ids, ascending, and the logits of what is at least `least` and below `end`, of every `step`th block.
+    #[allow(clippy::too_many_arguments)]
+    fn gather(
         row: &[Self],
         suppress: usize,
         peaks: &[Self],
-        range: &Bins<Self>,
-        temper: &Temper<Self>,
-        bins: &mut [u64; BINS],
-    );
-    /// The ids, ascending, and the logits of what `histogram` put in one bin.
-    fn members(
-        row: &[Self],
-        suppress: usize,
-        peaks: &[Self],
-        range: &Bins<Self>,
-        bin: u32,
+        step: usize,
+        least: Self,
+        end: Self,
         ids: &mut Vec<u32>,
         z: &mut Vec<Self>,
     );
@@ -88,68 +83,64 @@ impl<'a, E: Element> Blocks<'a, E> {
     }
 }
 
-/// Aligned to a vector, so that no store of one crosses a cache line.
-#[repr(align(64))]
-struct Aligned<T>([T; BLOCK]);
-
 #[inline(always)]
 fn greater<E: Element>(a: E, b: E) -> E {
     if a > b { a } else { b }
 }
 
-/// The masses of a block.
+/// The sum of the masses of a block's logits of at least `cut`; `start` is the id of the first.
 #[inline(always)]
-fn mass_block<E: Exp>(block: &[E; BLOCK], temper: &Temper<E>) -> [u64; BLOCK] {
-    let mut masses = [0; BLOCK];
-    for (mass, &z) in masses.iter_mut().zip(block) {
-        *mass = E::fixed(E::weight(temper.below_max(z), temper));
+fn mass_block<E: Exp>(block: &[E; BLOCK], start: u32, cut: &Cut<E>, temper: &Temper<E>) -> u64 {
+    // No sum of 64 halves exceeds 2^26.
+    let mut sums = [[0u32; LANES]; 2];
+    for (c, lanes) in block.as_chunks::<LANES>().0.iter().enumerate() {
+        for (i, &z) in lanes.iter().enumerate() {
+            let [high, low] = E::halves(E::weight(temper.below_max(z), temper));
+            let keeps = cut.keeps(start + (c * LANES + i) as u32, z);
+            sums[0][i] += if keeps { high } else { 0 };
+            sums[1][i] += if keeps { low } else { 0 };
+        }
     }
-    masses
+    let [high, low] = sums.map(|lanes| u64::from(lanes.iter().sum::<u32>()));
+    whole(high, low)
 }
 
-/// The maximum of a block and how many of its logits are NaN or +inf. Lanes are paired in a tree,
-/// which the compiler turns into vector instructions.
+/// The maximum of a block; `bad` counts, by lane, logits that are NaN or +inf.
 #[inline(always)]
-fn peak_block<E: Element>(block: &[E; BLOCK]) -> (E, u32) {
-    let mut bad = 0;
-    for z in block {
-        let finite = *z < E::infinity();
-        bad += u32::from(!finite);
+fn peak_block<E: Element>(block: &[E; BLOCK], bad: &mut [u32; LANES]) -> E {
+    let mut lanes = [E::neg_infinity(); LANES];
+    for chunk in block.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            let finite = chunk[i] < E::infinity();
+            bad[i] += u32::from(!finite);
+            lanes[i] = greater(lanes[i], chunk[i]);
+        }
     }
-    let mut lanes = [E::zero(); BLOCK / 4];
-    for (i, lane) in lanes.iter_mut().enumerate() {
-        let near = greater(block[i], block[i + BLOCK / 4]);
-        let far = greater(block[i + BLOCK / 2], block[i + 3 * BLOCK / 4]);
-        *lane = greater(near, far);
-    }
-    let mut half = BLOCK / 8;
+    let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
             lanes[i] = greater(lanes[i], lanes[i + half]);
         }
         half /= 2;
     }
-    (lanes[0], bad)
+    lanes[0]
 }
 
 #[inline(always)]
 fn peaks_body<E: Exp>(row: &[E], suppress: usize, peaks: &mut [E]) -> bool {
     let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
-    let mut all = 0;
+    let mut bad = [0; LANES];
     for (b, peak) in peaks.iter_mut().enumerate() {
-        let bad;
-        (*peak, bad) = peak_block(blocks.get(b, &mut copy));
-        all += bad;
+        *peak = peak_block(blocks.get(b, &mut copy), &mut bad);
     }
-    all == 0
+    bad == [0; LANES]
 }
 
 #[inline(always)]
 fn block_masses_body<E: Exp>(row: &[E], suppress: usize, temper: &Temper<E>, sums: &mut [u64]) {
     let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
     for (b, sum) in sums.iter_mut().enumerate() {
-        let masses = mass_block(blocks.get(b, &mut copy), temper);
-        *sum = masses.iter().sum();
+        *sum = mass_block(blocks.get(b, &mut copy), 0, &Cut::none(), temper);
     }
 }
 
@@ -173,85 +164,51 @@ fn kept_masses_body<E: Exp>(
     for (b, (sum, peak)) in sums.iter_mut().zip(peaks).enumerate() {
         *sum = 0;
         if *peak >= cut.z {
-            let block = blocks.get(b, &mut copy);
-            let mut masses = mass_block(block, temper);
-            for (i, (mass, &z)) in masses.iter_mut().zip(block).enumerate() {
-                *mass = if cut.keeps((b * BLOCK + i) as u32, z) { *mass } else { 0 };
-            }
-            *sum = masses.iter().sum();
+            *sum = mass_block(blocks.get(b, &mut copy), (b * BLOCK) as u32, cut, temper);
         }
     }
 }
 
 #[inline(always)]
-fn histogram_body<E: Exp>(
+#[allow(clippy::too_many_arguments)]
+fn gather_body<E: Exp>(
     row: &[E],
     suppress: usize,
     peaks: &[E],
-    range: &Bins<E>,
-    temper: &Temper<E>,
-    bins: &mut [u64; BINS],
-) {
-    bins.fill(0);
-    let (mut masses, mut places) = (Aligned([0; BLOCK]), Aligned([0; BLOCK]));
-    let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
-    for (b, peak) in peaks.iter().enumerate() {
-        if *peak < range.least {
-            continue;
-        }
-        let block = blocks.get(b, &mut copy);
-        masses.0 = mass_block(block, temper);
-        for (i, &z) in block.iter().enumerate() {
-            // What lies below adds nothing, each to a bin of its own: additions to one bin would
-            // have to wait for one another.
-            let inside = z >= range.least;
-            masses.0[i] = if inside { masses.0[i] } else { 0 };
-            places.0[i] = if inside { range.bin(z) } else { i as u32 };
-        }
-        for (place, mass) in places.0.iter().zip(masses.0) {
-            bins[*place as usize % BINS] += mass;
-        }
-    }
-}
-
-#[inline(always)]
-fn members_body<E: Exp>(
-    row: &[E],
-    suppress: usize,
-    peaks: &[E],
-    range: &Bins<E>,
-    bin: u32,
+    step: usize,
+    least: E,
+    end: E,
     ids: &mut Vec<u32>,
     z: &mut Vec<E>,
 ) {
     ids.clear();
     z.clear();
     let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
-    for (b, peak) in peaks.iter().enumerate() {
-        if *peak < range.least {
+    for (b, peak) in peaks.iter().enumerate().step_by(step) {
+        if *peak < least {
             continue;
         }
         let block = blocks.get(b, &mut copy);
         let mut inside = [0u8; BLOCK];
         for (inside, &z) in inside.iter_mut().zip(block) {
-            *inside = u8::from((z >= range.least) & (range.bin(z) == bin));
+            *inside = u8::from((z >= least) & (z < end));
         }
-        let (words, _) = inside.as_chunks();
-        for (w, word) in words.iter().enumerate() {
-            let mut word = u64::from_le_bytes(*word);
-            while word != 0 {
-                let i = 8 * w + word.trailing_zeros() as usize / 8;
-                word &= word - 1;
-                ids.push((b * BLOCK + i) as u32);
-                z.push(block[i]);
-            }
+        // A bit of each byte: the product moves bit 0 of byte i to bit 56 + i.
+        let mut bits = 0;
+        for (w, word) in inside.as_chunks().0.iter().enumerate() {
+            bits |= (u64::from_le_bytes(*word).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * w);
+        }
+        while bits != 0 {
+            let i = bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            ids.push((b * BLOCK + i) as u32);
+            z.push(block[i]);
         }
     }
 }
 
 #[inline(always)]
 fn weighted_depth_body<E: Exp>(row: &[E], suppress: usize, temper: &Temper<E>) -> f64 {
-    const LANES: usize = BLOCK / 4;
     let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
     let mut lanes = [0.0f64; LANES];
     for b in 0..row.len().div_ceil(BLOCK) {
@@ -336,10 +293,8 @@ macro_rules! lane {
                 (row: &[$t], suppress: usize, temper: &Temper<$t>, sums: &mut [u64]));
             vectorised!(kept_masses, kept_masses_body, $t,
                 (row: &[$t], suppress: usize, peaks: &[$t], cut: &Cut<$t>, temper: &Temper<$t>, sums: &mut [u64]));
-            vectorised!(histogram, histogram_body, $t,
-                (row: &[$t], suppress: usize, peaks: &[$t], range: &Bins<$t>, temper: &Temper<$t>, bins: &mut [u64; BINS]));
-            vectorised!(members, members_body, $t,
-                (row: &[$t], suppress: usize, peaks: &[$t], range: &Bins<$t>, bin: u32, ids: &mut Vec<u32>, z: &mut Vec<$t>));
+            vectorised!(gather, gather_body, $t,
+                (row: &[$t], suppress: usize, peaks: &[$t], step: usize, least: $t, end: $t, ids: &mut Vec<u32>, z: &mut Vec<$t>));
             vectorised!(masses, masses_body, $t, (z: &[$t], temper: &Temper<$t>, out: &mut [u64]));
             vectorised!(weighted_depth, weighted_depth_body, $t,
                 (row: &[$t], suppress: usize, temper: &Temper<$t>) -> f64);

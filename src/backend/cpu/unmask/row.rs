@@ -1,14 +1,17 @@
 //! One row: checks, candidates, top-k, top-p, the draw and the confidence.
 
-use super::cut::{Bins, Cut, Selection, crossing};
+use super::cut::{BINS, Bins, Cut, Selection};
 use super::mass::{ONE, Temper};
 use super::passes::{BLOCK, UnmaskElement};
 use crate::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
 use crate::error::{Error, Result};
 
+/// One block in so many is looked at to guess where a ranking is cut.
+const STRIDE: usize = 16;
+
 /// Reusable memory of one thread.
 pub struct Scratch<E> {
-    /// Maximum and mass of each block of the row.
+    /// Maximum and mass of each block of the row; once filtered, the mass of what is kept in each.
     peaks: Vec<E>,
     sums: Vec<u64>,
     /// Block maxima, reordered to find the k-th largest.
@@ -99,9 +102,6 @@ impl<E: UnmaskElement> Scratch<E> {
             m.best
         } else {
             let cut = self.filter(row, params, &m);
-            if cut.z > E::neg_infinity() {
-                E::kept_masses(row, m.suppress, &self.peaks, &cut, &m.temper, &mut self.sums);
-            }
             self.pick(row, params.uniform, &cut, &m).unwrap_or(m.best)
         };
         let log_prob = m.log_prob(row[token]);
@@ -178,7 +178,7 @@ impl<E: UnmaskElement> Scratch<E> {
         Ok(Measured { temper, total, best, greedy, suppress })
     }
 
-    /// Where top-k and top-p cut the ranking off.
+    /// Where top-k and top-p cut the ranking off. The blocks' masses become those of what is kept.
     fn filter(&mut self, row: &[E], params: &RowParams, m: &Measured<E>) -> Cut<E> {
         let top_k = params.top_k as usize;
         let by_mass = params.top_p < 1.0;
@@ -186,46 +186,100 @@ impl<E: UnmaskElement> Scratch<E> {
             return if by_mass { self.nucleus(row, params.top_p, m) } else { Cut::none() };
         }
         let least = self.kth_peak(top_k, m);
-        self.gather(row, least, m);
+        self.gather(row, 1, [least, E::infinity()], m);
         let mut cut = Cut { z: least, last: u32::MAX };
         if self.ids.len() > top_k {
             cut = self.selection.cut(&self.ids, &self.z, |_| 1, top_k as u64 - 1);
+            self.keep(&cut);
+            self.weigh(m);
         }
         if by_mass {
-            self.keep(&cut);
-            self.masses.resize(self.z.len(), 0);
-            E::masses(&self.z, &m.temper, &mut self.masses);
-            let (masses, total) = (&self.masses, self.masses.iter().sum());
-            let limit = fraction(params.top_p, total);
-            cut = self.selection.cut(&self.ids, &self.z, |i| masses[i], limit);
+            let limit = fraction(params.top_p, self.masses.iter().sum());
+            cut = self.cut_gathered(limit);
         }
+        self.sums.fill(0);
+        self.count(&cut);
         cut
     }
 
-    /// Where top-p cuts the ranking of the whole row.
+    /// Where top-p cuts the ranking of the whole row. Of what is certainly kept only the sum of masses is taken; the cut is
+    /// looked for among the tokens between that and what is certainly dropped. Both are guesses that are checked.
     fn nucleus(&mut self, row: &[E], top_p: f32, m: &Measured<E>) -> Cut<E> {
-        let (max, floor) = (m.temper.max, m.temper.floor());
+        let max = m.temper.max;
         let limit = fraction(top_p, m.total);
-        // Tokens below this logit are too few and too light to hold a share of 1 - top_p; should
-        // rounding have it otherwise, all are looked at.
+        // Tokens below this logit are too few and too light to hold a share of 1 - top_p.
         let tail = (1.0 - f64::from(top_p.max(0.0))) * m.sum() / row.len() as f64;
-        let least = E::from_f64(max.to_f64() + (tail.ln() - 1e-3) / m.temper.inverse);
-        for least in [least.max(floor), floor] {
-            if least >= max {
+        let light = E::from_f64(max.to_f64() + (tail.ln() - 1e-3) / m.temper.inverse);
+        let [floor, light] = [m.temper.floor(), light.max(m.temper.floor())].map(|z| z.min(max));
+        let sampled = self.sampled(row, limit, light, m);
+        for range in [sampled, [light, E::infinity()], [floor, E::infinity()]] {
+            let [least, end] = range;
+            let sure = if end <= max {
+                let sure = Cut { z: end, last: u32::MAX };
+                E::kept_masses(row, m.suppress, &self.peaks, &sure, &m.temper, &mut self.sums);
+                self.sums.iter().sum()
+            } else {
+                self.sums.fill(0);
+                0
+            };
+            if sure > limit {
                 continue;
             }
-            let range = Bins::new(max, least);
-            E::histogram(row, m.suppress, &self.peaks, &range, &m.temper, &mut self.selection.bins);
-            let Some((bin, before)) = crossing(&self.selection.bins, limit) else { continue };
-            E::members(row, m.suppress, &self.peaks, &range, bin, &mut self.ids, &mut self.z);
-            self.masses.resize(self.z.len(), 0);
-            E::masses(&self.z, &m.temper, &mut self.masses);
-            let masses = &self.masses;
-            return self.selection.cut(&self.ids, &self.z, |i| masses[i], limit - before);
+            self.gather(row, 1, range, m);
+            if sure + self.masses.iter().sum::<u64>() > limit {
+                let cut = self.cut_gathered(limit - sure);
+                self.count(&cut);
+                return cut;
+            }
+            debug_assert!(least > floor || end <= max, "all masses together exceed a share of them");
         }
-        // Next to the maximum the numbers are so far apart that only its equals have a mass.
-        self.gather(row, max, m);
-        self.selection.cut(&self.ids, &self.z, |_| ONE, limit)
+        Cut::none()
+    }
+
+    /// Logits between which the ranking is likely cut when masses from the top exceed `limit`, by a look at one block in
+    /// [`STRIDE`]: the first is kept out, at the other all that reach it are kept. None of the tokens below `light` is kept.
+    fn sampled(&mut self, row: &[E], limit: u64, light: E, m: &Measured<E>) -> [E; 2] {
+        let whole = [light, E::infinity()];
+        let near = self.peaks.iter().filter(|peak| **peak >= light).count();
+        if near < 8 * STRIDE || near * 8 < self.peaks.len() || light >= m.temper.max {
+            return whole;
+        }
+        let total: u64 = self.sums.iter().step_by(STRIDE).sum();
+        self.gather(row, STRIDE, whole, m);
+        let range = Bins::new(m.temper.max, light);
+        let bins = self.selection.histogram(&self.z, &self.masses, &range);
+        let (scale, wanted) = (STRIDE as f64, (m.total - limit) as f64);
+        let width = range.width();
+        let lighter = (-width * m.temper.inverse).exp();
+        let (mut before, mut end) = (0, E::infinity());
+        let mut heaviest = ONE as f64 * lighter.sqrt();
+        for b in 0..BINS {
+            // The mass of the row below this bin, and its standard deviation: no token there is heavier than `heaviest`.
+            before += bins[b];
+            let below = scale * (total - before) as f64;
+            let three = 3.0 * (scale * heaviest * below).sqrt();
+            let edge = || E::from_f64(m.temper.max.to_f64() - (b as f64 + 0.5) * width);
+            if below - three >= wanted {
+                end = edge();
+            } else if below + three <= wanted {
+                return [edge().max(light), end];
+            }
+            heaviest *= lighter;
+        }
+        [light, end]
+    }
+
+    /// Where the ranking of the gathered tokens is cut.
+    fn cut_gathered(&mut self, limit: u64) -> Cut<E> {
+        let masses = &self.masses;
+        self.selection.cut(&self.ids, &self.z, |i| masses[i], limit)
+    }
+
+    /// Adds the gathered tokens that the cut keeps to the masses of their blocks.
+    fn count(&mut self, cut: &Cut<E>) {
+        for ((&id, &z), &mass) in self.ids.iter().zip(&self.z).zip(&self.masses) {
+            self.sums[id as usize / BLOCK] += if cut.keeps(id, z) { mass } else { 0 };
+        }
     }
 
     /// A logit that at least `k` tokens reach, or all that have a mass.
@@ -241,28 +295,16 @@ impl<E: UnmaskElement> Scratch<E> {
         kth.max(floor)
     }
 
-    /// Collects the tokens whose logit is at least `least`, in id order.
-    fn gather(&mut self, row: &[E], least: E, m: &Measured<E>) {
-        let mut n = 0;
-        for (b, &peak) in self.peaks.iter().enumerate() {
-            if peak < least {
-                continue;
-            }
-            let start = b * BLOCK;
-            let block = &row[start..row.len().min(start + BLOCK)];
-            // Room for the whole block: each token is written before it is known whether it stays.
-            if self.ids.len() < n + BLOCK {
-                self.ids.resize(n + BLOCK, 0);
-                self.z.resize(n + BLOCK, E::zero());
-            }
-            for (i, &z) in block.iter().enumerate() {
-                self.ids[n] = (start + i) as u32;
-                self.z[n] = z;
-                n += usize::from(z >= least && start + i != m.suppress);
-            }
-        }
-        self.ids.truncate(n);
-        self.z.truncate(n);
+    /// Collects the tokens of every `step`th block whose logit is at least `least` and below `end`, in id order.
+    fn gather(&mut self, row: &[E], step: usize, [least, end]: [E; 2], m: &Measured<E>) {
+        E::gather(row, m.suppress, &self.peaks, step, least, end, &mut self.ids, &mut self.z);
+        self.weigh(m);
+    }
+
+    /// The masses of the gathered tokens.
+    fn weigh(&mut self, m: &Measured<E>) {
+        self.masses.resize(self.z.len(), 0);
+        E::masses(&self.z, &m.temper, &mut self.masses);
     }
 
     /// Drops the gathered tokens that the cut does not keep.
