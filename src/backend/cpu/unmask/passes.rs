@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 
-use super::cut::Cut;
 use super::mass::{Exp, Temper, whole};
 use super::row::Scratch;
 use crate::element::Element;
@@ -20,14 +19,12 @@ pub trait UnmaskElement: Element {
     /// The maximum of each block; `false` when a logit other than `suppress` is NaN or +inf (the
     /// maxima are then meaningless).
     fn peaks(row: &[Self], suppress: usize, peaks: &mut [Self]) -> bool;
-    /// The sum of the masses of each block.
-    fn block_masses(row: &[Self], suppress: usize, temper: &Temper<Self>, sums: &mut [u64]);
-    /// The mass in each block of what `cut` keeps. `peaks` are the block maxima, here and below.
-    fn kept_masses(
+    /// The sum of the masses in each block of the logits of at least `least`. `peaks` are the block maxima, here and below.
+    fn block_masses(
         row: &[Self],
         suppress: usize,
         peaks: &[Self],
-        cut: &Cut<Self>,
+        least: Self,
         temper: &Temper<Self>,
         sums: &mut [u64],
     );
@@ -88,17 +85,16 @@ fn greater<E: Element>(a: E, b: E) -> E {
     if a > b { a } else { b }
 }
 
-/// The sum of the masses of a block's logits of at least `cut`; `start` is the id of the first.
+/// The sum of the masses of a block's logits of at least `least`.
 #[inline(always)]
-fn mass_block<E: Exp>(block: &[E; BLOCK], start: u32, cut: &Cut<E>, temper: &Temper<E>) -> u64 {
+fn mass_block<E: Exp>(block: &[E; BLOCK], least: E, temper: &Temper<E>) -> u64 {
     // No sum of 64 halves exceeds 2^26.
     let mut sums = [[0u32; LANES]; 2];
-    for (c, lanes) in block.as_chunks::<LANES>().0.iter().enumerate() {
+    for lanes in block.as_chunks::<LANES>().0 {
         for (i, &z) in lanes.iter().enumerate() {
             let [high, low] = E::halves(E::weight(temper.below_max(z), temper));
-            let keeps = cut.keeps(start + (c * LANES + i) as u32, z);
-            sums[0][i] += if keeps { high } else { 0 };
-            sums[1][i] += if keeps { low } else { 0 };
+            sums[0][i] += if z >= least { high } else { 0 };
+            sums[1][i] += if z >= least { low } else { 0 };
         }
     }
     let [high, low] = sums.map(|lanes| u64::from(lanes.iter().sum::<u32>()));
@@ -137,10 +133,17 @@ fn peaks_body<E: Exp>(row: &[E], suppress: usize, peaks: &mut [E]) -> bool {
 }
 
 #[inline(always)]
-fn block_masses_body<E: Exp>(row: &[E], suppress: usize, temper: &Temper<E>, sums: &mut [u64]) {
+fn block_masses_body<E: Exp>(
+    row: &[E],
+    suppress: usize,
+    peaks: &[E],
+    least: E,
+    temper: &Temper<E>,
+    sums: &mut [u64],
+) {
     let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
-    for (b, sum) in sums.iter_mut().enumerate() {
-        *sum = mass_block(blocks.get(b, &mut copy), 0, &Cut::none(), temper);
+    for (b, (sum, peak)) in sums.iter_mut().zip(peaks).enumerate() {
+        *sum = if *peak >= least { mass_block(blocks.get(b, &mut copy), least, temper) } else { 0 };
     }
 }
 
@@ -148,24 +151,6 @@ fn block_masses_body<E: Exp>(row: &[E], suppress: usize, temper: &Temper<E>, sum
 fn masses_body<E: Exp>(z: &[E], temper: &Temper<E>, out: &mut [u64]) {
     for (mass, &z) in out.iter_mut().zip(z) {
         *mass = E::fixed(E::weight(temper.below_max(z), temper));
-    }
-}
-
-#[inline(always)]
-fn kept_masses_body<E: Exp>(
-    row: &[E],
-    suppress: usize,
-    peaks: &[E],
-    cut: &Cut<E>,
-    temper: &Temper<E>,
-    sums: &mut [u64],
-) {
-    let (blocks, mut copy) = (Blocks::new(row, suppress), [E::zero(); BLOCK]);
-    for (b, (sum, peak)) in sums.iter_mut().zip(peaks).enumerate() {
-        *sum = 0;
-        if *peak >= cut.z {
-            *sum = mass_block(blocks.get(b, &mut copy), (b * BLOCK) as u32, cut, temper);
-        }
     }
 }
 
@@ -290,9 +275,7 @@ macro_rules! lane {
 
             vectorised!(peaks, peaks_body, $t, (row: &[$t], suppress: usize, peaks: &mut [$t]) -> bool);
             vectorised!(block_masses, block_masses_body, $t,
-                (row: &[$t], suppress: usize, temper: &Temper<$t>, sums: &mut [u64]));
-            vectorised!(kept_masses, kept_masses_body, $t,
-                (row: &[$t], suppress: usize, peaks: &[$t], cut: &Cut<$t>, temper: &Temper<$t>, sums: &mut [u64]));
+                (row: &[$t], suppress: usize, peaks: &[$t], least: $t, temper: &Temper<$t>, sums: &mut [u64]));
             vectorised!(gather, gather_body, $t,
                 (row: &[$t], suppress: usize, peaks: &[$t], step: usize, least: $t, end: $t, ids: &mut Vec<u32>, z: &mut Vec<$t>));
             vectorised!(masses, masses_body, $t, (z: &[$t], temper: &Temper<$t>, out: &mut [u64]));
@@ -326,9 +309,20 @@ mod tests {
                 assert!(peaks_body::<f32>(&row, suppress, &mut peaks2));
                 assert_eq!(peaks, peaks2);
                 let temper = Temper::new(19.0f32, 0.9);
-                f32::block_masses(&row, suppress, &temper, &mut sums);
-                block_masses_body::<f32>(&row, suppress, &temper, &mut sums2);
-                assert_eq!(sums, sums2);
+                for least in [3.0, f32::NEG_INFINITY] {
+                    f32::block_masses(&row, suppress, &peaks, least, &temper, &mut sums);
+                    block_masses_body::<f32>(&row, suppress, &peaks, least, &temper, &mut sums2);
+                    assert_eq!(sums, sums2);
+                }
+                let (mut ids, mut z, mut ids2, mut z2) = (vec![], vec![], vec![], vec![]);
+                f32::gather(&row, suppress, &peaks, 2, -4.0, 9.0, &mut ids, &mut z);
+                gather_body::<f32>(&row, suppress, &peaks, 2, -4.0, 9.0, &mut ids2, &mut z2);
+                let inside = |i: &u32| {
+                    let i = *i as usize;
+                    i / BLOCK % 2 == 0 && i != suppress && (-4.0..9.0).contains(&row[i])
+                };
+                assert_eq!(ids, (0..n as u32).filter(inside).collect::<Vec<_>>());
+                assert_eq!((&ids, &z), (&ids2, &z2));
                 f32::masses(&row, &temper, &mut each);
                 masses_body::<f32>(&row, &temper, &mut each2);
                 assert_eq!(each, each2);

@@ -173,7 +173,7 @@ impl<E: UnmaskElement> Scratch<E> {
         let start = block * BLOCK;
         let best = (start..row.len()).find(|&i| i != suppress && row[i] == max).unwrap_or(start);
         let temper = Temper::new(max, if greedy { 1.0 } else { params.temperature });
-        E::block_masses(row, suppress, &temper, &mut self.sums);
+        E::block_masses(row, suppress, &self.peaks, E::neg_infinity(), &temper, &mut self.sums);
         let total = self.sums.iter().sum();
         Ok(Measured { temper, total, best, greedy, suppress })
     }
@@ -213,10 +213,9 @@ impl<E: UnmaskElement> Scratch<E> {
         let [floor, light] = [m.temper.floor(), light.max(m.temper.floor())].map(|z| z.min(max));
         let sampled = self.sampled(row, limit, light, m);
         for range in [sampled, [light, E::infinity()], [floor, E::infinity()]] {
-            let [least, end] = range;
+            let [_, end] = range;
             let sure = if end <= max {
-                let sure = Cut { z: end, last: u32::MAX };
-                E::kept_masses(row, m.suppress, &self.peaks, &sure, &m.temper, &mut self.sums);
+                E::block_masses(row, m.suppress, &self.peaks, end, &m.temper, &mut self.sums);
                 self.sums.iter().sum()
             } else {
                 self.sums.fill(0);
@@ -231,8 +230,8 @@ impl<E: UnmaskElement> Scratch<E> {
                 self.count(&cut);
                 return cut;
             }
-            debug_assert!(least > floor || end <= max, "all masses together exceed a share of them");
         }
+        // Not reached: all masses together exceed a share of themselves.
         Cut::none()
     }
 
