@@ -192,6 +192,13 @@ fn a_program_that_does_other_work_or_fails_is_not_measured() {
     assert!(text.contains("failed with 1") && !text.contains("Traceback"), "{text}");
 }
 
+/// Measures the stand-in alone, in one of its modes, with lines and a document to write.
+fn writing(dir: &Path, [json, doc]: [&Path; 2], mode: &str) -> Command {
+    let mut command = quick(&dir.join("lacuna"));
+    command.arg("--lacuna-only").arg("--json").arg(json).arg("--docs").arg(doc).env("STAND_IN_MODE", mode);
+    command
+}
+
 #[test]
 fn lines_table_and_document_say_what_the_programs_said() {
     if !python() {
@@ -199,14 +206,7 @@ fn lines_table_and_document_say_what_the_programs_said() {
     }
     let dir = stand_in();
     let (json, doc) = (dir.path().join("out.jsonl"), dir.path().join("doc.md"));
-    let mut command = quick(&dir.path().join("lacuna"));
-    command
-        .arg("--lacuna-only")
-        .arg("--json")
-        .arg(&json)
-        .arg("--docs")
-        .arg(&doc)
-        .env("STAND_IN_MODE", "flat");
+    let mut command = writing(dir.path(), [&json, &doc], "flat");
     let (code, table, text) = run(&mut command);
     assert_eq!(code, Some(0), "{text}");
     let lines = lines(&json);
@@ -263,14 +263,7 @@ fn an_interruption_keeps_what_is_measured() {
     let dir = stand_in();
     let (json, doc) = (dir.path().join("out.jsonl"), dir.path().join("doc.md"));
     let before = std::fs::read_to_string(&doc).expect("document");
-    let mut command = quick(&dir.path().join("lacuna"));
-    command
-        .arg("--lacuna-only")
-        .arg("--json")
-        .arg(&json)
-        .arg("--docs")
-        .arg(&doc)
-        .env("STAND_IN_MODE", "slow");
+    let mut command = writing(dir.path(), [&json, &doc], "slow");
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("python3 runs");
     // After the second generation comes a training step that does not end.
     let mut words = BufReader::new(child.stderr.take().expect("standard error")).lines();

@@ -38,7 +38,7 @@ import sys
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
-from compare import llama_cpp, programs, table, torch_side
+from compare import interrupts, llama_cpp, programs, table, torch_side
 from compare.lines import Lines
 from compare.measure import Measurement
 from compare.setup import ROOT, commit, find_lacuna, find_model, find_python, load, say
@@ -230,10 +230,6 @@ def measure(args):
     return int(missed)
 
 
-def interrupted(*_):
-    raise KeyboardInterrupt
-
-
 def main():
     args = arguments()
     if args.serve:
@@ -243,7 +239,7 @@ def main():
         torch_side.write_made_up(args.write_made_up)
         return 0
     for name in (signal.SIGINT, signal.SIGTERM):  # also where it was started with them ignored, in the background
-        signal.signal(name, interrupted)
+        signal.signal(name, interrupts.handler)
     try:
         return measure(args)
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import os
 import re
 import struct
 
-from compare import programs
+from compare import interrupts, programs
 from compare.lines import bench_line
 from compare.measure import LACUNA, Row
 
@@ -137,16 +137,19 @@ def measure(measurement):
         sides = {WHO: one}
         if same and not args.torch_only:
             sides[LACUNA] = lambda: programs.generate(args, steps)
-        turns, stopped = measurement.turns(words, sides)
-        note = f"{name}: {arch}, {kind}; " + ("the shape of lacuna's model" if same else f"another shape than lacuna's model: {numbers}")
-        row = Row("llama.cpp", words, turns, note)
-        known = {
-            "model": name, "shape": None, "device": f"cpu, {args.threads} threads", "dtype": kind, "threads": args.threads,
-            "batch": 1, "length": args.canvas, "steps": steps, "order": "random", "top_p": args.top_p, "nfe": steps,
-            "peak_memory_bytes": row.peak(WHO),
-        }  # fmt: skip
-        # The tokens of the prompt are not told, so that there is no rate of tokens.
-        row.lines[WHO] = measurement.lines.add(bench_line("generate", WHO, f"{words}, {WHO}, {name}", row.seconds(WHO), **known))
-        measurement.rows.append(row)
+        with interrupts.held():
+            turns, stopped = measurement.turns(words, sides)
+            note = f"{name}: {arch}, {kind}; "
+            note += "the shape of lacuna's model" if same else f"another shape than lacuna's model: {numbers}"
+            row = Row("llama.cpp", words, turns, note)
+            known = {
+                "model": name, "shape": None, "device": f"cpu, {args.threads} threads", "dtype": kind, "threads": args.threads,
+                "batch": 1, "length": args.canvas, "steps": steps, "order": "random", "top_p": args.top_p, "nfe": steps,
+                "peak_memory_bytes": row.peak(WHO),
+            }  # fmt: skip
+            # The tokens of the prompt are not told, so that there is no rate of tokens.
+            line = bench_line("generate", WHO, f"{words}, {WHO}, {name}", row.seconds(WHO), **known)
+            row.lines[WHO] = measurement.lines.add(line)
+            measurement.rows.append(row)
         if stopped:
             raise KeyboardInterrupt

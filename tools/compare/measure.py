@@ -6,7 +6,7 @@ import statistics
 import time
 from pathlib import Path
 
-from compare import programs
+from compare import interrupts, programs
 from compare.lines import bench_line
 from compare.setup import say
 
@@ -77,7 +77,8 @@ class Measurement:
             new = {}
             try:
                 for who in order if turn % 2 == 0 else reversed(order):
-                    new[who] = programs_by_who[who]()
+                    with interrupts.allowed():
+                        new[who] = programs_by_who[who]()
                     self.tell(words, turn, who, new[who]["seconds"])
             except KeyboardInterrupt:
                 if turn == 0:
@@ -104,17 +105,18 @@ class Measurement:
             sides[TORCH] = lambda: torch(process)
         if own and not self.args.torch_only:
             sides[LACUNA] = own
-        answers, stopped = self.turns(words, sides)
-        row = Row(part, words, answers, note)
-        for who, turns in answers.items():
-            self.about.setdefault("optimizer", None)
-            self.about["optimizer"] = turns[-1].get("optimizer") or self.about["optimizer"]
-            row.lines[who] = self.lines.add(self.line(row, who, known, process))
-        self.rows.append(row)
-        if process and not stopped:
-            process.close()
+        with interrupts.held():
+            answers, stopped = self.turns(words, sides)
+            row = Row(part, words, answers, note)
+            for who, turns in answers.items():
+                self.about.setdefault("optimizer", None)
+                self.about["optimizer"] = turns[-1].get("optimizer") or self.about["optimizer"]
+                row.lines[who] = self.lines.add(self.line(row, who, known, process))
+            self.rows.append(row)
         if stopped:
             raise KeyboardInterrupt
+        if process:
+            process.close()
         return row
 
     def line(self, row, who, known, process):
