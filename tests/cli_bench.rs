@@ -406,6 +406,7 @@ fn what_is_refused() {
         ("serve-sim --trace not-there.jsonl", 3, "not-there.jsonl"),
         ("kernels --output /not/there", 3, "/not/there"),
         ("kernels --device abacus", 2, "expected cpu"),
+        ("kernels --filter abacus --no-ceilings", 2, "--filter abacus: no kernel file"),
     ] {
         fails(&words(line), code, says);
     }

@@ -241,9 +241,10 @@ fn profiled(args: &profile::Args, context: &Context) -> Result<()> {
     while let Some((_, inner)) = innermost.subcommand() {
         innermost = inner;
     }
-    let machine = match innermost.try_contains_id("device") {
-        Ok(_) => Some(args::DeviceArgs::from_arg_matches(innermost).map_err(wrong)?),
-        Err(_) => None,
+    // It has a default, so that it is there where there is one.
+    let machine = match innermost.ids().any(|id| id == "device") {
+        true => Some(args::DeviceArgs::from_arg_matches(innermost).map_err(wrong)?),
+        false => None,
     };
     let ceilings = machine.map(|machine| move || device::ceilings(&machine));
     let ceilings = ceilings.as_ref().map(|measure| measure as &dyn Fn() -> Result<crate::profile::Ceilings>);

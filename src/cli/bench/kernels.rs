@@ -6,10 +6,9 @@ use clap::Args as ClapArgs;
 
 use super::super::args::DeviceArgs;
 use super::super::device::{self, KernelEvent, KernelWork};
-use super::super::terminal::note;
 use super::line::{Kind, Line, Machine};
 use super::output::{OutputArgs, Sheet};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::profile::Timing;
 
 #[derive(Debug, ClapArgs)]
@@ -66,8 +65,11 @@ pub fn run(args: &KernelsArgs, sheet: &mut Sheet<'_>) -> Result<()> {
     }
     done?;
     context.interrupt.check()?;
-    if !sheet.has(Kind::Kernel) && !args.output.json() {
-        note(&format!("no kernel file or shape contains \"{}\"", args.filter));
+    if !sheet.has(Kind::Kernel) {
+        return Err(Error::request(format!(
+            "--filter {}: no kernel file, kernel or shape contains this; without --filter all are measured",
+            args.filter
+        )));
     }
     Ok(())
 }
