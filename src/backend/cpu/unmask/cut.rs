@@ -4,7 +4,7 @@
 use crate::element::Element;
 
 /// Bins of a histogram.
-pub(super) const BINS: usize = 1024;
+const BINS: usize = 1024;
 
 /// Where a ranking (larger logits first, equal ones by id) is cut: what comes before is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]

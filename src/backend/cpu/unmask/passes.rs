@@ -28,15 +28,13 @@ pub trait UnmaskElement: Element {
         temper: &Temper<Self>,
         sums: &mut [u64],
     );
-    /// The ids, ascending, and the logits of what is at least `least` and below `end`, of every `step`th block.
-    #[allow(clippy::too_many_arguments)]
+    /// The ids, ascending, and the logits of what is at least `range[0]` and below `range[1]`, of every `step`th block.
     fn gather(
         row: &[Self],
         suppress: usize,
         peaks: &[Self],
         step: usize,
-        least: Self,
-        end: Self,
+        range: [Self; 2],
         ids: &mut Vec<u32>,
         z: &mut Vec<Self>,
     );
@@ -155,14 +153,12 @@ fn masses_body<E: Exp>(z: &[E], temper: &Temper<E>, out: &mut [u64]) {
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn gather_body<E: Exp>(
     row: &[E],
     suppress: usize,
     peaks: &[E],
     step: usize,
-    least: E,
-    end: E,
+    [least, end]: [E; 2],
     ids: &mut Vec<u32>,
     z: &mut Vec<E>,
 ) {
@@ -277,7 +273,7 @@ macro_rules! lane {
             vectorised!(block_masses, block_masses_body, $t,
                 (row: &[$t], suppress: usize, peaks: &[$t], least: $t, temper: &Temper<$t>, sums: &mut [u64]));
             vectorised!(gather, gather_body, $t,
-                (row: &[$t], suppress: usize, peaks: &[$t], step: usize, least: $t, end: $t, ids: &mut Vec<u32>, z: &mut Vec<$t>));
+                (row: &[$t], suppress: usize, peaks: &[$t], step: usize, range: [$t; 2], ids: &mut Vec<u32>, z: &mut Vec<$t>));
             vectorised!(masses, masses_body, $t, (z: &[$t], temper: &Temper<$t>, out: &mut [u64]));
             vectorised!(weighted_depth, weighted_depth_body, $t,
                 (row: &[$t], suppress: usize, temper: &Temper<$t>) -> f64);
@@ -315,11 +311,11 @@ mod tests {
                     assert_eq!(sums, sums2);
                 }
                 let (mut ids, mut z, mut ids2, mut z2) = (vec![], vec![], vec![], vec![]);
-                f32::gather(&row, suppress, &peaks, 2, -4.0, 9.0, &mut ids, &mut z);
-                gather_body::<f32>(&row, suppress, &peaks, 2, -4.0, 9.0, &mut ids2, &mut z2);
+                f32::gather(&row, suppress, &peaks, 2, [-4.0, 9.0], &mut ids, &mut z);
+                gather_body::<f32>(&row, suppress, &peaks, 2, [-4.0, 9.0], &mut ids2, &mut z2);
                 let inside = |i: &u32| {
                     let i = *i as usize;
-                    i / BLOCK % 2 == 0 && i != suppress && (-4.0..9.0).contains(&row[i])
+                    (i / BLOCK).is_multiple_of(2) && i != suppress && (-4.0..9.0).contains(&row[i])
                 };
                 assert_eq!(ids, (0..n as u32).filter(inside).collect::<Vec<_>>());
                 assert_eq!((&ids, &z), (&ids2, &z2));

@@ -1,6 +1,6 @@
 //! One row: checks, candidates, top-k, top-p, the draw and the confidence.
 
-use super::cut::{BINS, Bins, Cut, Selection};
+use super::cut::{Bins, Cut, Selection};
 use super::mass::{ONE, Temper};
 use super::passes::{BLOCK, UnmaskElement};
 use crate::backend::{Confidence, NO_TOKEN, RowDraw, RowParams};
@@ -252,9 +252,9 @@ impl<E: UnmaskElement> Scratch<E> {
         let lighter = (-width * m.temper.inverse).exp();
         let (mut before, mut end) = (0, E::infinity());
         let mut heaviest = ONE as f64 * lighter.sqrt();
-        for b in 0..BINS {
+        for (b, bin) in bins.iter().enumerate() {
             // The mass of the row below this bin, and its standard deviation: no token there is heavier than `heaviest`.
-            before += bins[b];
+            before += bin;
             let below = scale * (total - before) as f64;
             let three = 3.0 * (scale * heaviest * below).sqrt();
             let edge = || E::from_f64(m.temper.max.to_f64() - (b as f64 + 0.5) * width);
@@ -295,8 +295,8 @@ impl<E: UnmaskElement> Scratch<E> {
     }
 
     /// Collects the tokens of every `step`th block whose logit is at least `least` and below `end`, in id order.
-    fn gather(&mut self, row: &[E], step: usize, [least, end]: [E; 2], m: &Measured<E>) {
-        E::gather(row, m.suppress, &self.peaks, step, least, end, &mut self.ids, &mut self.z);
+    fn gather(&mut self, row: &[E], step: usize, range: [E; 2], m: &Measured<E>) {
+        E::gather(row, m.suppress, &self.peaks, step, range, &mut self.ids, &mut self.z);
         self.weigh(m);
     }
 
