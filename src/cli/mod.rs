@@ -241,11 +241,10 @@ fn profiled(args: &profile::Args, context: &Context) -> Result<()> {
     while let Some((_, inner)) = innermost.subcommand() {
         innermost = inner;
     }
-    // It has a default, so that it is there where there is one.
-    let machine = match innermost.ids().any(|id| id == "device") {
-        true => Some(args::DeviceArgs::from_arg_matches(innermost).map_err(wrong)?),
-        false => None,
-    };
+    // The flag has a default: it is among the arguments of every command that knows it.
+    let has_device = innermost.ids().any(|id| id == "device");
+    let machine =
+        has_device.then(|| args::DeviceArgs::from_arg_matches(innermost)).transpose().map_err(wrong)?;
     let ceilings = machine.map(|machine| move || device::ceilings(&machine));
     let ceilings = ceilings.as_ref().map(|measure| measure as &dyn Fn() -> Result<crate::profile::Ceilings>);
     profile::run(args, context, ceilings, || dispatch(command, context))

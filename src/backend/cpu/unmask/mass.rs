@@ -54,7 +54,7 @@ impl<E: Element> Temper<E> {
 pub trait Exp: Element {
     /// `exp(d / temperature)` for `d` from [`Temper::below_max`].
     fn weight(d: Self, temper: &Temper<Self>) -> Self;
-    /// `floor(w * ONE)` for `w` in [0, 1], as a multiple of [`HALF`] and what is left over, both at most that: numbers of 32
+    /// `floor(w * ONE)` for `w` in [0, 1], as a multiple of [`SPLIT`] and what is left over, both at most that: numbers of 32
     /// bits, as many to a vector as there are logits.
     fn halves(w: Self) -> [u32; 2];
 
@@ -66,13 +66,13 @@ pub trait Exp: Element {
     }
 }
 
-/// The square root of [`ONE`].
-const HALF: u32 = 1 << 20;
+/// Where a mass is cut in two: the square root of [`ONE`].
+const SPLIT: u32 = 1 << 20;
 
 /// A mass, or a sum of masses, of its halves or their sums.
 #[inline(always)]
 pub(super) fn whole(high: u64, low: u64) -> u64 {
-    high * u64::from(HALF) + low
+    high * u64::from(SPLIT) + low
 }
 
 /// ln(2)^k / k!: the Taylor coefficients of 2^f, which at degree 7 are exact to 6e-9 for |f| <= 1/2.
@@ -110,11 +110,15 @@ impl Exp for f32 {
 
     #[inline(always)]
     fn halves(w: f32) -> [u32; 2] {
-        let scaled = w * HALF as f32;
-        // SAFETY: `weight` gives no NaN and at most 1.42, as `below_max` gives none and at most 0.
+        const MOST: f32 = SPLIT as f32;
+        // Whatever `w` is, a NaN too, this is from 0 to `MOST`.
+        let scaled = w * MOST;
+        let scaled = if scaled > 0.0 { scaled } else { 0.0 };
+        let scaled = if scaled < MOST { scaled } else { MOST };
+        // SAFETY: it is finite and fits, see above.
         let high: i32 = unsafe { scaled.to_int_unchecked() };
-        let rest = (scaled - high as f32) * HALF as f32;
-        // SAFETY: what truncation left is from 0 to 1.
+        let rest = (scaled - high as f32) * MOST;
+        // SAFETY: truncation left less than 1, so that this is from 0 to `MOST`.
         let low: i32 = unsafe { rest.to_int_unchecked() };
         [high as u32, low as u32]
     }
@@ -128,9 +132,9 @@ impl Exp for f64 {
 
     #[inline(always)]
     fn halves(w: f64) -> [u32; 2] {
-        let scaled = w * f64::from(HALF);
+        let scaled = w * f64::from(SPLIT);
         let high = scaled as u32;
-        [high, ((scaled - f64::from(high)) * f64::from(HALF)) as u32]
+        [high, ((scaled - f64::from(high)) * f64::from(SPLIT)) as u32]
     }
 }
 
@@ -153,6 +157,21 @@ mod tests {
                 let error = (mass[0] as f64 - exact).abs();
                 assert!(error <= 1.0 + 2e-7 * exact, "exp({d} / {temperature}): {} for {exact}", mass[0]);
             }
+        }
+    }
+
+    #[test]
+    fn halves_make_up_the_floor() {
+        for i in 0..=4096u32 {
+            let w = (i as f32 / 4096.0).powi(5);
+            let exact = (f64::from(w) * ONE as f64) as u64;
+            assert_eq!(f32::fixed(w), exact, "{w}");
+            assert_eq!(f64::fixed(f64::from(w)), exact, "{w}");
+        }
+        for (w, mass) in
+            [(f32::NAN, 0), (-1.0, 0), (f32::MIN, 0), (2.0, ONE), (f32::INFINITY, ONE), (1e-45, 0)]
+        {
+            assert_eq!(f32::fixed(w), mass, "{w}");
         }
     }
 

@@ -191,19 +191,18 @@ impl<E: UnmaskElement> Scratch<E> {
         if self.ids.len() > top_k {
             cut = self.selection.cut(&self.ids, &self.z, |_| 1, top_k as u64 - 1);
             self.keep(&cut);
-            self.weigh(m);
         }
         if by_mass {
             let limit = fraction(params.top_p, self.masses.iter().sum());
             cut = self.cut_gathered(limit);
         }
         self.sums.fill(0);
-        self.count(&cut);
+        self.add_kept(&cut);
         cut
     }
 
     /// Where top-p cuts the ranking of the whole row. Of what is certainly kept only the sum of masses is taken; the cut is
-    /// looked for among the tokens between that and what is certainly dropped. Both are guesses that are checked.
+    /// looked for among the tokens between that and what is certainly dropped. What is certain is a guess first, then checked.
     fn nucleus(&mut self, row: &[E], top_p: f32, m: &Measured<E>) -> Cut<E> {
         let max = m.temper.max;
         let limit = fraction(top_p, m.total);
@@ -211,8 +210,9 @@ impl<E: UnmaskElement> Scratch<E> {
         let tail = (1.0 - f64::from(top_p.max(0.0))) * m.sum() / row.len() as f64;
         let light = E::from_f64(max.to_f64() + (tail.ln() - 1e-3) / m.temper.inverse);
         let [floor, light] = [m.temper.floor(), light.max(m.temper.floor())].map(|z| z.min(max));
-        let sampled = self.sampled(row, limit, light, m);
-        for range in [sampled, [light, E::infinity()], [floor, E::infinity()]] {
+        let guess = self.guess(row, limit, light, m);
+        let certain = [[light, E::infinity()], [floor, E::infinity()]];
+        for range in guess.into_iter().chain(certain) {
             let [_, end] = range;
             let sure = if end <= max {
                 E::block_masses(row, m.suppress, &self.peaks, end, &m.temper, &mut self.sums);
@@ -227,7 +227,7 @@ impl<E: UnmaskElement> Scratch<E> {
             self.gather(row, 1, range, m);
             if sure + self.masses.iter().sum::<u64>() > limit {
                 let cut = self.cut_gathered(limit - sure);
-                self.count(&cut);
+                self.add_kept(&cut);
                 return cut;
             }
         }
@@ -235,16 +235,16 @@ impl<E: UnmaskElement> Scratch<E> {
         Cut::none()
     }
 
-    /// Logits between which the ranking is likely cut when masses from the top exceed `limit`, by a look at one block in
-    /// [`STRIDE`]: the first is kept out, at the other all that reach it are kept. None of the tokens below `light` is kept.
-    fn sampled(&mut self, row: &[E], limit: u64, light: E, m: &Measured<E>) -> [E; 2] {
-        let whole = [light, E::infinity()];
+    /// Logits between which the ranking is most likely cut when masses from the top exceed `limit`, by a look at one block in
+    /// [`STRIDE`]: below the first nothing is kept, from the second on all is. Nothing below `light` is kept. `None` where
+    /// few blocks reach `light`, so that a look at all of these costs little.
+    fn guess(&mut self, row: &[E], limit: u64, light: E, m: &Measured<E>) -> Option<[E; 2]> {
         let near = self.peaks.iter().filter(|peak| **peak >= light).count();
         if near < 8 * STRIDE || near * 8 < self.peaks.len() || light >= m.temper.max {
-            return whole;
+            return None;
         }
         let total: u64 = self.sums.iter().step_by(STRIDE).sum();
-        self.gather(row, STRIDE, whole, m);
+        self.gather(row, STRIDE, [light, E::infinity()], m);
         let range = Bins::new(m.temper.max, light);
         let bins = self.selection.histogram(&self.z, &self.masses, &range);
         let (scale, wanted) = (STRIDE as f64, (m.total - limit) as f64);
@@ -261,11 +261,11 @@ impl<E: UnmaskElement> Scratch<E> {
             if below - three >= wanted {
                 end = edge();
             } else if below + three <= wanted {
-                return [edge().max(light), end];
+                return Some([edge().max(light), end]);
             }
             heaviest *= lighter;
         }
-        [light, end]
+        Some([light, end])
     }
 
     /// Where the ranking of the gathered tokens is cut.
@@ -275,7 +275,7 @@ impl<E: UnmaskElement> Scratch<E> {
     }
 
     /// Adds the gathered tokens that the cut keeps to the masses of their blocks.
-    fn count(&mut self, cut: &Cut<E>) {
+    fn add_kept(&mut self, cut: &Cut<E>) {
         for ((&id, &z), &mass) in self.ids.iter().zip(&self.z).zip(&self.masses) {
             self.sums[id as usize / BLOCK] += if cut.keeps(id, z) { mass } else { 0 };
         }
@@ -294,14 +294,10 @@ impl<E: UnmaskElement> Scratch<E> {
         kth.max(floor)
     }
 
-    /// Collects the tokens of every `step`th block whose logit is at least `least` and below `end`, in id order.
+    /// Collects the tokens of every `step`th block whose logit is at least `range[0]` and below `range[1]`, in id order, and
+    /// their masses.
     fn gather(&mut self, row: &[E], step: usize, range: [E; 2], m: &Measured<E>) {
         E::gather(row, m.suppress, &self.peaks, step, range, &mut self.ids, &mut self.z);
-        self.weigh(m);
-    }
-
-    /// The masses of the gathered tokens.
-    fn weigh(&mut self, m: &Measured<E>) {
         self.masses.resize(self.z.len(), 0);
         E::masses(&self.z, &m.temper, &mut self.masses);
     }
@@ -311,11 +307,12 @@ impl<E: UnmaskElement> Scratch<E> {
         let mut n = 0;
         for i in 0..self.ids.len() {
             let (id, z) = (self.ids[i], self.z[i]);
-            (self.ids[n], self.z[n]) = (id, z);
+            (self.ids[n], self.z[n], self.masses[n]) = (id, z, self.masses[i]);
             n += usize::from(cut.keeps(id, z));
         }
         self.ids.truncate(n);
         self.z.truncate(n);
+        self.masses.truncate(n);
     }
 
     /// The first token of the row at which the running mass of kept tokens exceeds `uniform` of
