@@ -36,6 +36,7 @@ pub mod config;
 pub mod diffusion;
 pub mod element;
 pub mod error;
+pub mod eval;
 pub mod io;
 pub mod meter;
 pub mod model;

@@ -35,6 +35,8 @@ pub enum Purpose {
     Rounding = 11,
     /// What a measurement draws: arrivals of requests, runs drawn again for an interval.
     Measure = 12,
+    /// Problems that are made up (evaluation).
+    Problem = 13,
 }
 
 /// One 10-round Philox4x32 block.

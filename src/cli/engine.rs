@@ -11,6 +11,7 @@ use crate::backend::{Backend, Denoise, Forward, Mask};
 use crate::config::ModelConfig;
 use crate::element::Dtype;
 use crate::error::Result;
+use crate::eval::score::{Likelihood, Scorer};
 use crate::model::{Arena, ArenaSize, Batch, KvCache, MemoryReport, Model};
 use crate::profile::{self, Ceilings};
 use crate::sample::{
@@ -72,6 +73,9 @@ pub trait Engine: Send + Sync {
         repeat: u32,
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Vec<f64>>;
+
+    /// Scores how well the model predicts tokens.
+    fn likelihood(&self) -> Box<dyn Likelihood + '_>;
 
     /// The paper's loop with given uniform numbers.
     ///
@@ -300,6 +304,10 @@ impl<B: Forward + Denoise + Backend<Elem = f32>> Engine for Loaded<B> {
             seconds.push(start.elapsed().as_secs_f64());
         }
         Ok(seconds)
+    }
+
+    fn likelihood(&self) -> Box<dyn Likelihood + '_> {
+        Box::new(Scorer::new(Arc::clone(&self.model)))
     }
 
     fn plain_loop(&self, input: &PlainInput, options: &PlainOptions) -> Result<PlainOutput> {

@@ -5,8 +5,10 @@ mod args;
 mod batch;
 mod bench;
 mod common;
+mod data;
 mod device;
 mod engine;
+mod eval;
 mod findings;
 mod flops;
 mod generate;
@@ -16,6 +18,7 @@ mod interrupt;
 mod marks;
 mod merge;
 mod pack;
+mod plan;
 mod profile;
 mod record;
 mod replay;
@@ -87,6 +90,12 @@ enum Command {
     Sft(Box<train::Sft>),
     /// Train a left-to-right model
     TrainAr(Box<train::TrainAr>),
+    /// Solve a problem of the countdown game with the built-in planner
+    Plan(Box<plan::Args>),
+    /// Evaluate a model: likelihood, multiple choice, infilling, reasoning, planning
+    Eval(Box<eval::Args>),
+    /// Make up training and test data: problems of the countdown game
+    Data(data::Args),
     /// Add a low-rank adapter to the weights it was trained on
     Merge(merge::Args),
     /// Show what a model's files hold, what of it is used, and what is odd
@@ -120,6 +129,9 @@ impl Command {
             Command::Pretrain(args) => args.json(),
             Command::Sft(args) => args.json(),
             Command::TrainAr(args) => args.json(),
+            Command::Plan(args) => args.json(),
+            Command::Eval(args) => args.json(),
+            Command::Data(args) => args.json(),
             Command::Merge(_) => false,
             Command::Inspect(args) => args.json,
             Command::Tokenize(args) => args.json,
@@ -207,6 +219,9 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Pretrain(args) => args.run(context),
         Command::Sft(args) => args.run(context),
         Command::TrainAr(args) => args.run(context),
+        Command::Plan(args) => plan::run(&args, context),
+        Command::Eval(args) => eval::run(*args, context),
+        Command::Data(args) => data::run(&args, context),
         Command::Merge(args) => merge::run(&args, context),
         Command::Inspect(args) => inspect::run(args, context),
         Command::Tokenize(args) => tokenize::run(args, context),

@@ -15,7 +15,7 @@ use crate::profile::report;
 #[derive(Debug, ClapArgs)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Files of JSON lines (bench, profile, evaluations, flops), folders of training runs
+    /// Files of JSON lines (bench, profile, evaluations, flops), folders of training runs and evaluations
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
     /// The page; `-` is standard output

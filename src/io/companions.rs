@@ -22,6 +22,11 @@ const COPIED: [&str; 8] = [
 const MOST: u64 = 512 << 20;
 
 impl ModelFiles {
+    /// The files in the program, where there is no folder.
+    fn of_program(&self) -> &'static bundled::Bundled {
+        bundled::named(&self.name).unwrap_or(&bundled::BARD)
+    }
+
     /// `config.json`, as it is written.
     ///
     /// # Errors
@@ -32,7 +37,10 @@ impl ModelFiles {
                 let path = folder.join("config.json");
                 (read_limited(&path, MOST)?, path)
             }
-            None => (bundled::CONFIG.to_vec(), PathBuf::from("(bundled) config.json")),
+            None => (
+                self.of_program().config.to_vec(),
+                PathBuf::from(format!("(bundled) {}/config.json", self.name)),
+            ),
         };
         serde_json::from_slice(&bytes).map_err(|e| Error::Config {
             path,
@@ -48,7 +56,7 @@ impl ModelFiles {
     /// [`Error::Io`].
     pub fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let Some(folder) = &self.path else {
-            return Ok(vec![("tokenizer.json", bundled::TOKENIZER.to_vec())]);
+            return Ok(vec![("tokenizer.json", self.of_program().tokenizer.to_vec())]);
         };
         let there = COPIED.into_iter().filter(|name| folder.join(name).exists());
         there.map(|name| Ok((name, read_limited(&folder.join(name), MOST)?))).collect()

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::bundled::{self, Bundled};
 use super::checkpoint::Checkpoint;
 use super::json::Object;
 use super::special::{Release, Sources, SpecialIds};
 use super::tokenizer::Tokenizer;
-use super::{bundled, hf_config, hub};
+use super::{hf_config, hub};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
@@ -41,7 +42,7 @@ struct Configs {
 }
 
 impl ModelFiles {
-    /// The model that a person names: `None` or `bundled` is the bundled one, a folder (or a file
+    /// The model that a person names: `None` or `bundled` is the bundled one, `planner` the second one, a folder (or a file
     /// in it) that exists is opened, anything else is the id of a model on a Hugging Face hub.
     ///
     /// # Errors
@@ -59,8 +60,8 @@ impl ModelFiles {
         if path.exists() {
             return Self::open(path);
         }
-        if spec == "bundled" || spec == bundled::NAME {
-            return Self::bundled();
+        if let Some(model) = bundled::named(spec) {
+            return Self::of_bundled(model);
         }
         let like_a_path = path.is_absolute()
             || spec.starts_with(['.', '~'])
@@ -136,18 +137,22 @@ impl ModelFiles {
     /// # Errors
     /// None in a program as it was built; those of [`ModelFiles::open`] otherwise.
     pub fn bundled() -> Result<Self> {
-        let at = |file: &str| PathBuf::from(format!("(bundled) {}/{file}", bundled::NAME));
+        Self::of_bundled(&bundled::BARD)
+    }
+
+    fn of_bundled(model: &Bundled) -> Result<Self> {
+        let at = |file: &str| PathBuf::from(format!("(bundled) {}/{file}", model.name));
         let configs = Configs {
-            config: Object::parse(bundled::CONFIG, &at("config.json"))?,
+            config: Object::parse(model.config, &at("config.json"))?,
             generation: None,
             tokenizer: None,
             tokens_map: None,
         };
         let config = hf_config::from_object(&configs.config)?;
-        let tokenizer = Tokenizer::from_bytes(bundled::TOKENIZER)?;
+        let tokenizer = Tokenizer::from_bytes(model.tokenizer)?;
         let name = at("model.safetensors").display().to_string();
-        let checkpoint = Checkpoint::from_static(bundled::weights(), &name)?;
-        Self::assemble(bundled::NAME.into(), None, configs, config, Some(tokenizer), checkpoint, Vec::new())
+        let checkpoint = Checkpoint::from_static(model.weights, &name)?;
+        Self::assemble(model.name.into(), None, configs, config, Some(tokenizer), checkpoint, Vec::new())
     }
 
     fn assemble(

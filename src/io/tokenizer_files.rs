@@ -69,7 +69,7 @@ impl TokenizerFiles {
     /// None in a program as it was built; those of [`ModelFiles::bundled`] otherwise.
     pub fn bundled() -> Result<Self> {
         let files = ModelFiles::bundled()?;
-        let tokenizer = Tokenizer::from_bytes(bundled::TOKENIZER)?;
+        let tokenizer = Tokenizer::from_bytes(bundled::BARD.tokenizer)?;
         Ok(Self { name: files.name, special: files.special, tokenizer })
     }
 }

@@ -78,18 +78,25 @@ impl Trace {
         canvas
     }
 
+    /// For each position the token that was committed there first; `None` where none was.
+    pub fn first_commits(&self) -> Vec<Option<u32>> {
+        let mut first = vec![None; self.given.len()];
+        for commit in self.steps.iter().flat_map(|s| &s.committed) {
+            if let Some(place) = first.get_mut(commit.position as usize) {
+                place.get_or_insert(commit.token);
+            }
+        }
+        first
+    }
+
     /// Positions whose committed token was later replaced by a different one, in order.
     pub fn revised(&self) -> Vec<u32> {
-        let mut first: Vec<Option<u32>> = vec![None; self.given.len()];
+        let first = self.first_commits();
         let mut revised = vec![false; self.given.len()];
         for commit in self.steps.iter().flat_map(|s| &s.committed) {
             let at = commit.position as usize;
-            let (Some(seen), Some(changed)) = (first.get_mut(at), revised.get_mut(at)) else { continue };
-            match seen {
-                Some(token) if *token != commit.token => *changed = true,
-                Some(_) => {}
-                None => *seen = Some(commit.token),
-            }
+            let (Some(Some(first)), Some(changed)) = (first.get(at), revised.get_mut(at)) else { continue };
+            *changed |= *first != commit.token;
         }
         (0u32..).zip(revised).filter_map(|(p, r)| r.then_some(p)).collect()
     }
@@ -122,6 +129,7 @@ mod tests {
         assert_eq!(trace.canvas_after(99), trace.canvas_after(3));
         assert_eq!((trace.total_steps(), trace.steps()[1].step), (8, 3));
         assert_eq!(trace.revised(), [1]);
+        assert_eq!(trace.first_commits(), [None, Some(4), Some(5), None]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `lacuna batch`: many requests from JSON lines, each with parameters of its own.
 
 mod line;
-mod sink;
+pub(super) mod sink;
 mod tap;
 
 use std::collections::HashSet;

@@ -220,7 +220,26 @@ impl Journal {
         self.failed
     }
 
-    fn put(&mut self, index: usize, value: &Value) -> Result<()> {
+    /// All lines of it, in the order in which they were done.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn entries(&mut self) -> Result<Vec<(usize, Value)>> {
+        let fail = |e| Error::io("read", &self.path, e);
+        self.file.seek(SeekFrom::Start(0)).map_err(fail)?;
+        let mut entries = Vec::with_capacity(self.done.len());
+        for line in BufReader::new(&self.file).lines() {
+            entries.extend(entry(&line.map_err(fail)?));
+        }
+        self.file.seek(SeekFrom::End(0)).map_err(fail)?;
+        Ok(entries)
+    }
+
+    /// Takes the result of unit of work `index`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn put(&mut self, index: usize, value: &Value) -> Result<()> {
         let fail = |e| Error::io("write", &self.path, e);
         let line = format!("{}\n", json!([index, value]));
         self.file.write_all(line.as_bytes()).map_err(fail)?;
@@ -232,12 +251,19 @@ impl Journal {
         Ok(())
     }
 
-    fn sync(&self) -> Result<()> {
+    /// Brings what there is to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(|e| Error::io("write", &self.path, e))
     }
 
     /// Writes the file and removes the journal.
-    fn finish(mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(mut self) -> Result<()> {
         let fail = |e| Error::io("read", &self.path, e);
         let mut places: Vec<(usize, u64, usize)> = Vec::with_capacity(self.done.len());
         self.file.seek(SeekFrom::Start(0)).map_err(fail)?;

@@ -205,10 +205,10 @@ pub struct AnnealArgs {
     pub no_anneal: bool,
 }
 
-/// Flags of fine-tuning.
+/// Flags of commands that read prompts with answers.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct SftArgs {
+pub struct PairArgs {
     /// The key of the prompt in a line [default: prompt, or question]
     #[arg(long, value_name = "KEY", help_heading = "What")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -228,6 +228,16 @@ pub struct SftArgs {
     #[arg(long, value_name = "RULE", help_heading = "What")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub too_long: Option<String>,
+}
+
+/// Flags of fine-tuning.
+#[derive(Args, Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SftArgs {
+    /// New weights in the shape of --model: to learn a task from its examples alone
+    #[arg(long, help_heading = "What", conflicts_with = "lora_rank")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub from_scratch: bool,
 
     /// Train low-rank adapters of this rank instead of the weights
     #[arg(long, value_name = "N", help_heading = "Adapters")]

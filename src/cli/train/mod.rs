@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use toml::Table;
 
-use self::flags::{AnnealArgs, ArArgs, CommonArgs, DiffusionArgs, SftArgs};
+use self::flags::{AnnealArgs, ArArgs, CommonArgs, DiffusionArgs, PairArgs, SftArgs};
 use self::options::{Command, defaults, differences, typed};
 use super::Context;
 use super::args::DeviceArgs;
@@ -100,7 +100,8 @@ They become [bos] prompt [sep] answer [eos] and padding; the prompt is never mas
 Examples:
   lacuna sft --model DIR --data train.jsonl --output run --steps 1000 --length 256
   lacuna sft --model DIR --data train.jsonl --output run --steps 1000 --length 256 --lora-rank 16
-  lacuna merge --model DIR --adapter run/checkpoints/step-1000 --output merged";
+  lacuna merge --model DIR --adapter run/checkpoints/step-1000 --output merged
+  lacuna sft --from-scratch --model SHAPE --data train.jsonl --output run --steps 5000";
 
 /// Fine-tune a diffusion model on prompts with answers
 #[derive(ClapArgs, Debug)]
@@ -111,6 +112,8 @@ pub struct Sft {
     #[command(flatten)]
     diffusion: DiffusionArgs,
     #[command(flatten)]
+    pairs: PairArgs,
+    #[command(flatten)]
     sft: SftArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -119,10 +122,12 @@ pub struct Sft {
 const TRAIN_AR: &str = "\
 Plain next-token training under causal attention: the start of an adaptation, and
 the baseline that a diffusion model is compared with. --validation gives nats a
-token under nelbo.
+token under nelbo. --data is a token file (lacuna pack), or JSON lines with prompts
+and answers as lacuna sft reads them, of which the answers are learnt.
 
-Example:
-  lacuna train-ar --model DIR --from-scratch --data text.tokens --output run --steps 5000";
+Examples:
+  lacuna train-ar --model DIR --from-scratch --data text.tokens --output run --steps 5000
+  lacuna train-ar --model DIR --data train.jsonl --pad none --output run --steps 1000";
 
 /// Train a left-to-right model
 #[derive(ClapArgs, Debug)]
@@ -130,6 +135,8 @@ Example:
 pub struct TrainAr {
     #[command(flatten)]
     common: CommonArgs,
+    #[command(flatten)]
+    pairs: PairArgs,
     #[command(flatten)]
     ar: ArArgs,
     #[command(flatten)]
@@ -168,7 +175,12 @@ impl Sft {
     /// # Errors
     /// Those of [`run`].
     pub fn run(&self, context: &Context) -> Result<()> {
-        run(Command::Sft, &self.run, typed(&[&self.common, &self.diffusion, &self.sft])?, context)
+        run(
+            Command::Sft,
+            &self.run,
+            typed(&[&self.common, &self.diffusion, &self.pairs, &self.sft])?,
+            context,
+        )
     }
 }
 
@@ -180,7 +192,7 @@ impl TrainAr {
     /// # Errors
     /// Those of [`run`].
     pub fn run(&self, context: &Context) -> Result<()> {
-        run(Command::TrainAr, &self.run, typed(&[&self.common, &self.ar])?, context)
+        run(Command::TrainAr, &self.run, typed(&[&self.common, &self.pairs, &self.ar])?, context)
     }
 }
 

@@ -220,10 +220,11 @@ fn foreign(options: &Options) -> Result<()> {
             "--add-mask-token changes the weights that an adapter is for; adapt the model first, or give --mask-id",
         );
     }
-    if options.from_scratch && *command != Command::TrainAr {
-        return fail(
-            "from-scratch is an option of lacuna train-ar; for a diffusion model use lacuna pretrain",
-        );
+    if options.from_scratch && !matches!(command, Command::TrainAr | Command::Sft) {
+        return fail("from-scratch is an option of lacuna train-ar and sft; lacuna pretrain always is");
+    }
+    if options.from_scratch && *lora_rank > 0 {
+        return fail("--from-scratch makes new weights, --lora-rank keeps given ones; leave one out");
     }
     if (options.no_anneal || options.anneal_steps.is_some()) && *command != Command::Adapt {
         return fail("anneal-steps and no-anneal are options of lacuna adapt; leave them out");

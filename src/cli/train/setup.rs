@@ -243,7 +243,7 @@ fn data(options: &Options, files: &ModelFiles, plan: &Plan) -> Result<Data> {
     }
     let seed = plan.recipe.seed;
     let weighted = options.data.iter().map(|text| weighted(text)).collect::<Result<Vec<_>>>()?;
-    if options.command == Command::Sft {
+    if options.command == Command::Sft || (options.command == Command::TrainAr && all_lines(&weighted)?) {
         return sft(options, files, plan, &weighted);
     }
     let hash = files.tokenizer.as_ref().map(|t| *t.sha256());
@@ -257,6 +257,23 @@ fn data(options: &Options, files: &ModelFiles, plan: &Plan) -> Result<Data> {
         validation = held_out.validation(plan.validation_sequences);
     }
     Ok((Box::new(packed), validation))
+}
+
+/// Whether all of the data are JSON lines, by their names.
+fn all_lines(data: &[(PathBuf, f64)]) -> Result<bool> {
+    let lines = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        [".jsonl", ".jsonl.gz", ".jsonl.zst"].iter().any(|end| name.ends_with(end))
+    };
+    let (yes, no): (Vec<&Path>, Vec<&Path>) = data.iter().map(|(p, _)| p.as_path()).partition(|p| lines(p));
+    match (yes.first(), no.first()) {
+        (Some(a), Some(b)) => Err(Error::request(format!(
+            "--data: expected token files or JSON lines, got both: {} and {}",
+            b.display(),
+            a.display()
+        ))),
+        (yes, _) => Ok(yes.is_some()),
+    }
 }
 
 fn sft(options: &Options, files: &ModelFiles, plan: &Plan, weighted: &[(PathBuf, f64)]) -> Result<Data> {

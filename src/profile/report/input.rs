@@ -160,22 +160,23 @@ pub struct Training {
 }
 
 impl Run {
-    /// Reads a file, or the log in the folder of a training run.
+    /// Reads a file, the log in the folder of a training run, or the results in that of an evaluation.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Input`] naming the first line of a file without a usable one.
     pub fn read(path: &Path) -> Result<Self> {
         let mut file_path = path.to_path_buf();
         if path.is_dir() {
-            file_path = path.join("log.jsonl");
-            if !file_path.exists() {
-                return Err(Error::Input {
-                    origin: path.display().to_string(),
-                    what: "folder".into(),
-                    expected: "that of a training run, with a log.jsonl".into(),
-                    got: "no such file in it".into(),
-                });
-            }
+            let there =
+                ["results.jsonl", "log.jsonl"].map(|name| path.join(name)).into_iter().find(|p| p.exists());
+            file_path = there.ok_or_else(|| Error::Input {
+                origin: path.display().to_string(),
+                what: "folder".into(),
+                expected:
+                    "that of a training run, with a log.jsonl, or of an evaluation, with a results.jsonl"
+                        .into(),
+                got: "neither file in it".into(),
+            })?;
         }
         let file = File::open(&file_path).map_err(|e| Error::io("open", &file_path, e))?;
         let name = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());

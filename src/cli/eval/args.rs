@@ -1,0 +1,65 @@
+//! The flags that all evaluations share.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// How much is run, and where results go.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The first N items only
+    #[arg(long, value_name = "N", help_heading = "How much")]
+    pub limit: Option<NonZeroUsize>,
+
+    /// Runs with seeds --seed, --seed + 1, ..: mean, standard deviation and interval over them
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "How much")]
+    pub trials: NonZeroUsize,
+
+    /// Values of T to run one after the other: quality, NFE and time of each, and a plot in --output
+    #[arg(long, value_name = "T,T,..", value_delimiter = ',', help_heading = "How much")]
+    pub t_sweep: Vec<NonZeroUsize>,
+
+    /// Folder for results.jsonl (a line a metric), items.jsonl (a line an item) and quality.svg
+    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Go on with what an earlier run with the same flags left in --output
+    #[arg(long, help_heading = "Output", requires = "output")]
+    pub resume: bool,
+
+    /// The lines of results.jsonl on standard output, errors too
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+
+    /// Nothing on standard error but errors
+    #[arg(long, short, help_heading = "Output")]
+    pub quiet: bool,
+}
+
+/// What becomes of an item that the context does not hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum TooLong {
+    // An error that names it.
+    #[default]
+    Error,
+    // It is left out, counted and told.
+    Skip,
+    // The beginning of what is given is cut off.
+    Truncate,
+}
+
+/// What to do with items that do not fit.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct FitArgs {
+    /// An item that is longer than the context: error, skip, or truncate (what is given, from its start)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "RULE",
+        default_value_t,
+        hide_possible_values = true,
+        help_heading = "How much"
+    )]
+    pub too_long: TooLong,
+}

@@ -1,0 +1,343 @@
+//! `lacuna eval infill`: the middle of a story, or of a program.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use clap::{Args as ClapArgs, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use super::args::{FitArgs, RunArgs};
+use super::generated::{Exam, Manner, Sampled};
+use super::harness::ITEMS;
+use super::prompts::{Form, Prompts, left_out};
+use super::task::{Answer, Better, Metric, Setting, Unit};
+use super::{Taking, take};
+use crate::cli::Context;
+use crate::cli::args::{ModelArgs, SamplingArgs};
+use crate::cli::sampling::DEFAULT_STEPS;
+use crate::cli::terminal::note;
+use crate::error::{Error, Result};
+use crate::eval::formats::{limit, stories};
+use crate::eval::human_eval::{self, Problem};
+use crate::eval::sandbox::{Limits, Sandbox, Verdict};
+use crate::eval::text::RougeScorer;
+use crate::io::{AtomicFile, Lines, ModelFiles};
+use crate::sample::{Canvas, Part};
+
+const EXAMPLES: &str = "\
+--format stories: ROCStories (the cloze test's .csv, or JSON lines with five
+\"sentences\"); the third is filled in and compared by ROUGE. --format humaneval: the
+files of HumanEval infilling (single-line, multi-line, random-span); with --output the
+completions are written as completions-*.jsonl in the benchmark's own form.
+
+--execute runs the benchmark's tests on what the model wrote: programs that nobody has
+read. Each runs in a process of its own, without network or further processes, under
+limits of time and memory (Linux only). It is off by default.
+
+The gap has as many tokens as the right middle, unless --length says otherwise.
+
+Examples:
+  lacuna eval infill --format stories --data cloze.csv --model DIR
+  lacuna eval infill --format humaneval --data HumanEval-SingleLineInfilling.jsonl.gz \\
+      --model DIR --limit 100 -o out --execute";
+
+/// What is infilled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FormatName {
+    Stories,
+    #[value(name = "humaneval")]
+    HumanEval,
+}
+
+#[derive(ClapArgs, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Stories or programs
+    #[arg(long, value_name = "FILE", help_heading = "What")]
+    data: PathBuf,
+
+    /// What they are: stories or humaneval
+    #[arg(long, value_enum, value_name = "NAME", hide_possible_values = true, help_heading = "What")]
+    format: FormatName,
+
+    /// Tokens of the gap [default: those of the right middle]
+    #[arg(long, short, value_name = "N", help_heading = "What")]
+    length: Option<NonZeroUsize>,
+
+    /// Samples of each item; pass@1 and ROUGE are means over them
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "What")]
+    samples: NonZeroUsize,
+
+    /// As the paper's released evaluator
+    #[arg(long, help_heading = "What", conflicts_with_all = ["temperature", "greedy", "top_p", "length"])]
+    parity: bool,
+
+    /// Run the tests of --format humaneval on what was generated
+    #[arg(long, help_heading = "Running programs")]
+    execute: bool,
+
+    /// The Python that runs them [default: python3 on PATH]
+    #[arg(long, value_name = "FILE", help_heading = "Running programs", requires = "execute")]
+    python: Option<PathBuf>,
+
+    /// Seconds that a program may take
+    #[arg(long, value_name = "S", default_value_t = 10.0, help_heading = "Running programs")]
+    timeout: f64,
+
+    /// MiB that it may hold
+    #[arg(long, value_name = "MIB", default_value_t = 1024, help_heading = "Running programs")]
+    memory: u64,
+
+    #[command(flatten)]
+    fit: FitArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// A text with a gap.
+struct Item {
+    id: String,
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    middle: String,
+    free: usize,
+    program: Option<Problem>,
+}
+
+struct Infill<'a> {
+    prompts: Prompts<'a>,
+    items: Vec<Item>,
+    rouge: RougeScorer,
+    sandbox: Option<Sandbox>,
+    programs: bool,
+}
+
+/// Longest text of the released evaluator, in tokens.
+const PARITY_LONGEST: usize = 1000;
+
+impl<'a> Infill<'a> {
+    fn new(args: &Args, prompts: Prompts<'a>) -> Result<Self> {
+        let most = args.run.limit.map(NonZeroUsize::get);
+        let sandbox = if args.execute {
+            let memory = args.memory.saturating_mul(1 << 20);
+            let limits = Limits { seconds: args.timeout, memory, ..Limits::default() };
+            Some(Sandbox::new(args.python.as_deref(), limits)?)
+        } else {
+            None
+        };
+        let mut this = Self {
+            prompts,
+            items: Vec::new(),
+            rouge: RougeScorer::new(false)?,
+            sandbox,
+            programs: args.format == FormatName::HumanEval,
+        };
+        let mut skipped = 0;
+        match args.format {
+            FormatName::Stories => {
+                for story in limit(stories::read(&args.data)?, most) {
+                    let [a, b, c, d, e] = &story.sentences;
+                    let (middle, suffix) = match args.parity {
+                        true => (c.clone(), format!("{d} {e}")),
+                        false => (format!(" {c}"), format!(" {d} {e}")),
+                    };
+                    skipped += this.add(args, &story.id, &format!("{a} {b}"), &middle, &suffix, None)?;
+                }
+            }
+            FormatName::HumanEval => {
+                for problem in limit(human_eval::read(&args.data)?, most) {
+                    let Problem { task_id, prompt, canonical_solution, suffix, .. } = problem.clone();
+                    skipped +=
+                        this.add(args, &task_id, &prompt, &canonical_solution, &suffix, Some(problem))?;
+                }
+            }
+        }
+        left_out(skipped, args.run.quiet);
+        Ok(this)
+    }
+
+    /// Adds an item; 1 if it was left out.
+    fn add(
+        &mut self,
+        args: &Args,
+        id: &str,
+        prefix: &str,
+        middle: &str,
+        suffix: &str,
+        program: Option<Problem>,
+    ) -> Result<usize> {
+        let given = self.prompts.given(prefix, Form::Plain)?;
+        let suffix = self.prompts.encode(suffix)?;
+        let free = args.length.map_or(self.prompts.encode(middle)?.len().max(1), NonZeroUsize::get);
+        if args.parity && given.len() + free + suffix.len() > PARITY_LONGEST {
+            return Ok(1);
+        }
+        let Some(prefix) = self.prompts.fit(id, given, free + suffix.len(), args.fit.too_long)? else {
+            return Ok(1);
+        };
+        self.items.push(Item { id: id.to_owned(), prefix, suffix, middle: middle.to_owned(), free, program });
+        Ok(0)
+    }
+}
+
+/// The columns of executed programs that did not fail like any wrong program.
+const STOPPED: [(Verdict, &str); 4] = [
+    (Verdict::TimedOut, "timed out"),
+    (Verdict::OutOfMemory, "out of memory"),
+    (Verdict::Forbidden, "forbidden"),
+    (Verdict::Killed, "killed"),
+];
+
+impl Exam for Infill<'_> {
+    fn name(&self) -> &str {
+        "infill"
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        if !self.programs {
+            let names = ["rouge1", "rouge2", "rougeL", "rouge"];
+            return names.into_iter().map(Metric::share).collect();
+        }
+        let mut metrics = vec![Metric::share("exact")];
+        if self.sandbox.is_some() {
+            metrics.push(Metric::share("pass@1"));
+            let stopped = |(_, name)| Metric { name, better: Better::Lower, unit: Unit::Share };
+            metrics.extend(STOPPED.map(stopped));
+        }
+        metrics
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.items.iter().map(|item| item.id.clone()).collect()
+    }
+
+    fn choices(&self) -> Value {
+        let items: Vec<Value> = self.items.iter().map(|i| json!([i.free, i.middle])).collect();
+        json!({"items": items, "execute": self.sandbox.is_some()})
+    }
+
+    fn canvas(&self, item: usize) -> (Canvas, Option<usize>) {
+        let Item { prefix, suffix, free, .. } = &self.items[item];
+        let parts = [Part::Fixed(prefix.clone()), Part::Gap(*free), Part::Fixed(suffix.clone())];
+        (Canvas::new(&parts), None)
+    }
+
+    fn judge(&mut self, item: usize, samples: &[Sampled]) -> Result<Answer> {
+        let item = &self.items[item];
+        let n = samples.len() as f64;
+        let outputs: Vec<String> =
+            samples.iter().map(|s| self.prompts.decode(&s.ids())).collect::<Result<_>>()?;
+        let mut record = Map::from_iter([("middle".to_owned(), json!(item.middle))]);
+        let mut values = Vec::new();
+        if let Some(problem) = &item.program {
+            let exact = outputs.iter().filter(|o| o.trim() == item.middle.trim()).count();
+            values.push((exact as f64, n));
+            if let Some(sandbox) = &self.sandbox {
+                let mut verdicts = Vec::new();
+                for output in &outputs {
+                    verdicts.push(sandbox.run(&human_eval::program(problem, output))?);
+                }
+                let count = |v: Verdict| verdicts.iter().filter(|o| o.verdict == v).count() as f64;
+                values.push((count(Verdict::Passed), n));
+                values.extend(STOPPED.map(|(verdict, _)| (count(verdict), n)));
+                record.insert(
+                    "verdicts".into(),
+                    json!(verdicts.iter().map(|o| o.verdict.name()).collect::<Vec<_>>()),
+                );
+                record.insert(
+                    "messages".into(),
+                    json!(verdicts.iter().map(|o| &o.message).collect::<Vec<_>>()),
+                );
+            }
+        } else {
+            let mut sums = [0.0; 4];
+            for output in &outputs {
+                let rouge = self.rouge.score(output, &item.middle);
+                let mean = (rouge.one + rouge.two + rouge.l) / 3.0;
+                for (sum, x) in sums.iter_mut().zip([rouge.one, rouge.two, rouge.l, mean]) {
+                    *sum += x;
+                }
+            }
+            values.extend(sums.map(|sum| (sum, n)));
+        }
+        record.insert("outputs".into(), json!(outputs));
+        Ok(Answer { values, record, ..Answer::default() })
+    }
+}
+
+/// Longest line of a file of items.
+const LONGEST_LINE: usize = 64 << 20;
+
+/// Writes the completions of each setting in the benchmark's form.
+fn completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()> {
+    use std::io::Write as _;
+
+    let mut files = Vec::new();
+    for setting in settings {
+        let t = setting.steps.map_or(String::new(), |t| format!("T{t}-"));
+        let path = dir.join(format!("completions-{t}seed{}.jsonl", setting.seed));
+        files.push((setting, AtomicFile::create(&path)?, path));
+    }
+    let mut lines = Lines::open(&dir.join(ITEMS), LONGEST_LINE)?;
+    while let Some(object) = lines.next_object()? {
+        let number = |key: &str| object.get(key).and_then(Value::as_u64);
+        let id = object.get("id").and_then(Value::as_str).unwrap_or_default();
+        let of = files
+            .iter_mut()
+            .find(|(s, ..)| s.steps.map(|t| t as u64) == number("steps") && Some(s.seed) == number("seed"));
+        let Some((_, file, path)) = of else { continue };
+        for output in object.get("outputs").and_then(Value::as_array).into_iter().flatten() {
+            let line = human_eval::completion_line(id, output.as_str().unwrap_or_default());
+            writeln!(file, "{line}").map_err(|e| Error::io("write", &*path, e))?;
+        }
+    }
+    for (_, file, path) in files {
+        file.commit()?;
+        if !quiet {
+            note(&format!("completions in {}", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Runs it.
+///
+/// # Errors
+/// [`Error::Request`] for programs that cannot be run here; any other [`Error`].
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    if args.execute && args.format != FormatName::HumanEval {
+        return Err(Error::request("--execute runs programs; it goes with --format humaneval"));
+    }
+    let mut sampling = args.sampling.sampling(&args.model);
+    if args.parity {
+        (sampling.temperature, sampling.top_p) = (Some(0.95), Some(0.9));
+        sampling.suppress_mask = Some(false);
+    }
+    let own = if args.parity { 32 } else { DEFAULT_STEPS };
+    let taking = Taking {
+        run: &args.run,
+        model: &args.model,
+        manner: Manner {
+            samples: u32::try_from(args.samples.get()).unwrap_or(u32::MAX),
+            ..Manner::default()
+        },
+        both: false,
+        steps: Some(sampling.steps.unwrap_or(own)),
+        sampling,
+        trace: None,
+        choices: json!({
+            "format": format!("{:?}", args.format), "parity": args.parity, "samples": args.samples,
+            "length": args.length, "execute": args.execute,
+        }),
+    };
+    let files = ModelFiles::find(args.model.model.as_deref())?;
+    let after = |settings: &[Setting]| match (&args.run.output, args.format) {
+        (Some(dir), FormatName::HumanEval) => completions(dir, settings, args.run.quiet),
+        _ => Ok(()),
+    };
+    take(&files, &taking, context, |prompts| Infill::new(args, prompts), |_, settings| after(settings))
+}

@@ -1,0 +1,166 @@
+//! `lacuna plan`: the countdown game, solved by the built-in planner and checked.
+
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use super::Context;
+use super::args::{ModelArgs, OutputArgs, SamplingArgs};
+use super::common::{Speller, check_mask, filled_ids};
+use super::device;
+use super::eval::countdown::{STEPS, surest_first};
+use super::record::failure;
+use super::run::Session;
+use super::terminal::{note, println};
+use super::trace::{Recording, Run};
+use crate::error::{Error, Result};
+use crate::eval::countdown::{FEWEST, MOST, Problem, check, solve, written};
+use crate::io::ModelFiles;
+use crate::sample::{Canvas, Request};
+
+const EXAMPLES: &str = "\
+The numbers are combined by + - * /, each used once, every result but the last used
+again, until the target is there. The built-in planner, a masked diffusion model of
+{SIZE} that lacuna trained, fills the equations in; it knows three numbers from 1 to 99
+and targets from 10 to 100. What it writes is checked; if it is wrong, further samples
+with other random numbers follow, up to --tries.
+
+Examples:
+  lacuna plan 86 28 54 --target 60
+  lacuna plan 86 28 54 --target 60 --watch
+  lacuna plan 86 28 54 --target 60 --trace plan.html    a page that replays it
+  lacuna plan 86 28 54 --target 60 --json";
+
+/// The arguments of `plan`.
+#[derive(ClapArgs, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The numbers, each used once
+    #[arg(value_name = "N", required = true, num_args = 1..)]
+    numbers: Vec<u64>,
+
+    /// The number to reach
+    #[arg(long, value_name = "N")]
+    target: u64,
+
+    /// Samples until one is right, at most
+    #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true)]
+    tries: u32,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+impl Args {
+    /// Whether errors are wanted as objects.
+    pub fn json(&self) -> bool {
+        self.output.json
+    }
+}
+
+/// Runs `plan`.
+///
+/// # Errors
+/// [`Error::Request`] for numbers that are no problem, or when no sample was right; any other [`Error`].
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let problem = Problem { numbers: args.numbers.clone(), target: args.target };
+    if !(FEWEST..=MOST).contains(&problem.numbers.len()) {
+        return Err(Error::request(format!(
+            "{} numbers: expected {FEWEST} to {MOST}, then --target N",
+            problem.numbers.len()
+        )));
+    }
+    if args.tries == 0 {
+        return Err(Error::request("--tries 0: expected 1 or more"));
+    }
+    let mut sampling = args.sampling.sampling(&args.model);
+    surest_first(&mut sampling);
+    sampling.steps = sampling.steps.or(Some(STEPS));
+    device::check(&args.model.device)?;
+    let files = ModelFiles::find(args.model.model.as_deref().or(Some("planner")))?;
+    check_mask(&files, &sampling)?;
+    let canvas = canvas(&files, &problem)?;
+    let request = sampling.request(canvas)?;
+    let speller = Speller::new(&files);
+    let engine = device::load(&args.model.device, &files, context)?;
+    let mut session =
+        Session::new(&*engine, speller, &args.output, context, request.canvas.maskable() as u64)?;
+    let (mut runs, mut solved, mut last) = (Vec::new(), None, String::new());
+    let (mut nfe, mut tried) = (0, 0);
+    for sequence in 0..args.tries {
+        let request = Request { sequence, ..request.clone() };
+        let outcome = session.run(std::slice::from_ref(&request))?;
+        let Some(result) = outcome.results.into_iter().next() else { return Err(Error::Cancelled) };
+        let value =
+            result.as_ref().map_or_else(failure, |g| json!({"tokens": g.tokens, "nfe": g.nfe, "end": g.end}));
+        if let Some(trace) = outcome.traces.into_iter().next() {
+            let label = format!("try {}", sequence + 1);
+            runs.push(Run { label, request: request.clone(), trace, result: value });
+        }
+        let generation = result?;
+        nfe += generation.nfe;
+        tried += 1;
+        last = speller.decode(&filled_ids(&request.canvas, &generation))?;
+        match check(&problem, &last) {
+            Ok(equations) => {
+                solved = Some(equations);
+                break;
+            }
+            Err(fault) if !args.output.quiet => note(&format!("try {tried}: {last}: {fault}")),
+            Err(_) => {}
+        }
+    }
+    let seconds = session.seconds();
+    drop(session);
+    if let Some(path) = &args.output.trace {
+        let (piece, special) = (|id| speller.piece(id), |id| speller.is_special(id));
+        Recording { model: &files.name, runs: &runs, piece: &piece, special: &special }.write(path)?;
+    }
+    let Some(equations) = solved else {
+        let hint = match solve(&problem) {
+            Some(_) => "there is a solution; more --tries or a larger model may find it",
+            None => "a full search finds none either: the problem has no solution",
+        };
+        return Err(Error::request(format!("no solution in {tried} tries, the last one {last}; {hint}")));
+    };
+    if args.output.json {
+        let equations: Vec<String> = equations.iter().map(ToString::to_string).collect();
+        let value = json!({
+            "numbers": problem.numbers, "target": problem.target, "equations": equations, "checked": true,
+            "tries": tried, "nfe": nfe, "seconds": seconds, "seed": request.seed, "model": files.name,
+        });
+        return println(&value.to_string());
+    }
+    println(&equations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
+    if !args.output.quiet {
+        let times = if tried == 1 { "the first try".to_owned() } else { format!("try {tried}") };
+        note(&format!(
+            "{} solved at {times}, checked; {nfe} forward passes (NFE), {seconds:.3} s, seed {}",
+            problem, request.seed
+        ));
+    }
+    Ok(())
+}
+
+/// `[bos] problem [sep]` and a gap to the end of the context, as the planner was trained.
+fn canvas(files: &ModelFiles, problem: &Problem) -> Result<Canvas> {
+    let special = &files.special;
+    let mut ids: Vec<u32> = special.bos.as_ref().map(|s| s.id).into_iter().collect();
+    ids.extend(Speller::new(files).encode(&problem.to_string())?);
+    ids.extend(special.sep.as_ref().map(|s| s.id));
+    let context = files.config.max_positions;
+    let longest = solve(problem).map_or(0, |solution| written(&solution).len());
+    if ids.len() + longest.max(1) > context {
+        return Err(Error::request(format!(
+            "{problem}: the problem and its solution need {} tokens, the context of {} holds {context}; give fewer or \
+             smaller numbers, or another --model",
+            ids.len() + longest.max(1),
+            files.name
+        )));
+    }
+    let room = context - ids.len();
+    Ok(Canvas::prefix(&ids, room))
+}
