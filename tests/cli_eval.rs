@@ -94,8 +94,7 @@ fn nelbo_of_a_network_that_looks_at_nothing() {
 #[test]
 fn multiple_choice_by_known_likelihoods() {
     let dir = tempfile::tempdir().unwrap();
-    // Of the options " morning", " wood", " seven" and so on the likeliest a token are known.
-    let (model, nll) = known(&dir.path().join("m"), &[(" five", 0.0)]);
+    let (model, nll) = known(&dir.path().join("m"), &[]);
     let mean = |piece: &str| {
         let ids = encode(piece);
         (ids.iter().map(|&id| nll[id as usize]).sum::<f64>(), ids.len())
@@ -114,7 +113,7 @@ fn multiple_choice_by_known_likelihoods() {
         let found = results(&[&["mc", "--data", data, "--model", &model], scoring].concat());
         assert!((value(&found, "accuracy") - 2.0 / 3.0).abs() < 1e-9, "{scoring:?}: {found:?}");
     }
-    // Under the paper's rule with T = 1 all options have one score, and the first of equals is taken: 1 of 3 is right by it.
+    // Under the paper's rule with T = 1 all options have one score.
     let found = results(&["mc", "--data", data, "--model", &model, "--levels", "1"]);
     let scores = value(&found, "margin").abs();
     assert!(scores < 1e-5, "{found:?}");
@@ -355,7 +354,7 @@ fn comparing_two_runs() {
     let same = &run(&a, &a)[0];
     assert_eq!((same["p_t"].as_f64(), same["p_bootstrap"].as_f64()), (Some(1.0), Some(1.0)));
     fails(&["eval", "compare", a.to_str().unwrap(), &fixture("lambada.txt")], 2, "expected");
-    fails(&["eval", "compare", "nowhere", a.to_str().unwrap()], 2, "kind");
+    fails(&["eval", "compare", "nowhere", a.to_str().unwrap()], 3, "nowhere");
 }
 
 #[test]
@@ -440,7 +439,7 @@ fn what_is_refused() {
     fails(&["eval", "mc", "--format", "hellaswag", "--data", &wrong], 2, "line 1");
     fails(&["eval", "gsm8k", "--data", &file("g.jsonl", "{\"question\": \"x\"}\n")], 2, "answer");
     fails(
-        &["eval", "countdown", "--data", &file("c.jsonl", "{\"prompt\": \"1,x\", \"answer\": \"\"}\n")],
+        &["eval", "countdown", "--data", &file("c.jsonl", "{\"prompt\": \"1,x\", \"answer\": \"1\"}\n")],
         2,
         "numbers and a target",
     );

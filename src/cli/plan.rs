@@ -19,9 +19,9 @@ use crate::sample::{Canvas, Request};
 
 const EXAMPLES: &str = "\
 The numbers are combined by + - * /, each used once, every result but the last used
-again, until the target is there. The built-in planner, a masked diffusion model of
-{SIZE} that lacuna trained, fills the equations in; it knows three numbers from 1 to 99
-and targets from 10 to 100. What it writes is checked; if it is wrong, further samples
+again, until the target is there. The built-in planner, a masked diffusion model that
+lacuna trained on such problems (numbers from 1 to 99, targets from 10 to 100), fills
+all equations in at once. What it writes is checked; if it is wrong, further samples
 with other random numbers follow, up to --tries.
 
 Examples:

@@ -46,6 +46,15 @@ pub trait Exam {
     /// [`Error::Tokenizer`]; those of what is run to judge.
     fn judge(&mut self, item: usize, samples: &[Sampled]) -> Result<Answer>;
 
+    /// Judges the samples of several items, as many for each.
+    ///
+    /// # Errors
+    /// As [`judge`](Self::judge).
+    fn judge_round(&mut self, items: &[usize], samples: &[Sampled]) -> Result<Vec<Answer>> {
+        let each = (samples.len() / items.len().max(1)).max(1);
+        items.iter().zip(samples.chunks(each)).map(|(&item, mine)| self.judge(item, mine)).collect()
+    }
+
     /// The canvas as it should be, for counting corrections; `None` where there is no telling.
     ///
     /// # Errors
@@ -207,15 +216,14 @@ impl<E: Exam> Task for Generated<'_, E> {
             requests.extend(mine);
         }
         let samples = self.samples(requests, &names)?;
-        let mut answers = Vec::with_capacity(items.len());
-        for (&item, mine) in items.iter().zip(samples.chunks(self.samples.max(1) as usize)) {
-            let mut answer = self.exam.judge(item, mine)?;
+        let mut answers = self.exam.judge_round(items, &samples)?;
+        let of_item = samples.chunks(self.samples.max(1) as usize);
+        for ((answer, &item), mine) in answers.iter_mut().zip(items).zip(of_item) {
             if self.corrections {
                 answer.values.extend(self.corrected(item, mine)?);
             }
             answer.nfe = mine.iter().map(|s| s.generation.nfe).sum();
             answer.samples = mine.len();
-            answers.push(answer);
         }
         Ok(answers)
     }

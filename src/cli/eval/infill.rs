@@ -7,11 +7,13 @@ use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::args::{FitArgs, RunArgs};
+use super::completions::Completions;
 use super::generated::{Exam, Manner, Sampled};
 use super::harness::ITEMS;
 use super::prompts::{Form, Prompts, left_out};
-use super::task::{Answer, Better, Metric, Setting, Unit};
-use super::{Taking, take};
+use super::results::About;
+use super::task::{Answer, Metric, Setting, Task};
+use super::{Taking, completions, finish, harness, take};
 use crate::cli::Context;
 use crate::cli::args::{ModelArgs, SamplingArgs};
 use crate::cli::sampling::DEFAULT_STEPS;
@@ -19,7 +21,7 @@ use crate::cli::terminal::note;
 use crate::error::{Error, Result};
 use crate::eval::formats::{limit, stories};
 use crate::eval::human_eval::{self, Problem};
-use crate::eval::sandbox::{Limits, Sandbox, Verdict};
+use crate::eval::sandbox::{Limits, Outcome, Sandbox};
 use crate::eval::text::RougeScorer;
 use crate::io::{AtomicFile, Lines, ModelFiles};
 use crate::sample::{Canvas, Part};
@@ -39,7 +41,8 @@ The gap has as many tokens as the right middle, unless --length says otherwise.
 Examples:
   lacuna eval infill --format stories --data cloze.csv --model DIR
   lacuna eval infill --format humaneval --data HumanEval-SingleLineInfilling.jsonl.gz \\
-      --model DIR --limit 100 -o out --execute";
+      --model DIR --limit 100 -o out --execute
+  lacuna eval infill --format humaneval --data tasks.jsonl --completions mine.jsonl --execute";
 
 /// What is infilled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,6 +78,10 @@ pub struct Args {
     /// Run the tests of --format humaneval on what was generated
     #[arg(long, help_heading = "Running programs")]
     execute: bool,
+
+    /// Run the tests on completions of this file, in the benchmark's form, without a model
+    #[arg(long, value_name = "FILE", help_heading = "Running programs", requires = "execute")]
+    completions: Option<PathBuf>,
 
     /// The Python that runs them [default: python3 on PATH]
     #[arg(long, value_name = "FILE", help_heading = "Running programs", requires = "execute")]
@@ -116,19 +123,19 @@ struct Infill<'a> {
     programs: bool,
 }
 
+/// The sandbox that the flags describe.
+fn sandbox(args: &Args) -> Result<Sandbox> {
+    let memory = args.memory.saturating_mul(1 << 20);
+    Sandbox::new(args.python.as_deref(), Limits { seconds: args.timeout, memory, ..Limits::default() })
+}
+
 /// Longest text of the released evaluator, in tokens.
 const PARITY_LONGEST: usize = 1000;
 
 impl<'a> Infill<'a> {
     fn new(args: &Args, prompts: Prompts<'a>) -> Result<Self> {
         let most = args.run.limit.map(NonZeroUsize::get);
-        let sandbox = if args.execute {
-            let memory = args.memory.saturating_mul(1 << 20);
-            let limits = Limits { seconds: args.timeout, memory, ..Limits::default() };
-            Some(Sandbox::new(args.python.as_deref(), limits)?)
-        } else {
-            None
-        };
+        let sandbox = if args.execute { Some(sandbox(args)?) } else { None };
         let mut this = Self {
             prompts,
             items: Vec::new(),
@@ -184,13 +191,39 @@ impl<'a> Infill<'a> {
     }
 }
 
-/// The columns of executed programs that did not fail like any wrong program.
-const STOPPED: [(Verdict, &str); 4] = [
-    (Verdict::TimedOut, "timed out"),
-    (Verdict::OutOfMemory, "out of memory"),
-    (Verdict::Forbidden, "forbidden"),
-    (Verdict::Killed, "killed"),
-];
+impl Infill<'_> {
+    fn outputs(&self, samples: &[Sampled]) -> Result<Vec<String>> {
+        samples.iter().map(|s| self.prompts.decode(&s.ids())).collect()
+    }
+
+    /// What becomes of an item whose outputs are known, and of its programs, where they were run.
+    fn answer(&self, item: &Item, outputs: Vec<String>, outcomes: Option<&[Outcome]>) -> Answer {
+        let n = outputs.len() as f64;
+        let mut record = Map::from_iter([("middle".to_owned(), json!(item.middle))]);
+        let mut values = Vec::new();
+        if item.program.is_some() {
+            let exact = outputs.iter().filter(|o| o.trim() == item.middle.trim()).count();
+            values.push((exact as f64, n));
+        } else {
+            let mut sums = [0.0; 4];
+            for output in &outputs {
+                let rouge = self.rouge.score(output, &item.middle);
+                let mean = (rouge.one + rouge.two + rouge.l) / 3.0;
+                for (sum, x) in sums.iter_mut().zip([rouge.one, rouge.two, rouge.l, mean]) {
+                    *sum += x;
+                }
+            }
+            values.extend(sums.map(|sum| (sum, n)));
+        }
+        if let Some(outcomes) = outcomes {
+            let (more, kept) = completions::values(outcomes);
+            values.extend(more);
+            record.extend(kept);
+        }
+        record.insert("outputs".into(), json!(outputs));
+        Answer { values, record, ..Answer::default() }
+    }
+}
 
 impl Exam for Infill<'_> {
     fn name(&self) -> &str {
@@ -204,9 +237,7 @@ impl Exam for Infill<'_> {
         }
         let mut metrics = vec![Metric::share("exact")];
         if self.sandbox.is_some() {
-            metrics.push(Metric::share("pass@1"));
-            let stopped = |(_, name)| Metric { name, better: Better::Lower, unit: Unit::Share };
-            metrics.extend(STOPPED.map(stopped));
+            metrics.extend(completions::metrics());
         }
         metrics
     }
@@ -227,45 +258,34 @@ impl Exam for Infill<'_> {
     }
 
     fn judge(&mut self, item: usize, samples: &[Sampled]) -> Result<Answer> {
-        let item = &self.items[item];
-        let n = samples.len() as f64;
-        let outputs: Vec<String> =
-            samples.iter().map(|s| self.prompts.decode(&s.ids())).collect::<Result<_>>()?;
-        let mut record = Map::from_iter([("middle".to_owned(), json!(item.middle))]);
-        let mut values = Vec::new();
-        if let Some(problem) = &item.program {
-            let exact = outputs.iter().filter(|o| o.trim() == item.middle.trim()).count();
-            values.push((exact as f64, n));
-            if let Some(sandbox) = &self.sandbox {
-                let mut verdicts = Vec::new();
-                for output in &outputs {
-                    verdicts.push(sandbox.run(&human_eval::program(problem, output))?);
-                }
-                let count = |v: Verdict| verdicts.iter().filter(|o| o.verdict == v).count() as f64;
-                values.push((count(Verdict::Passed), n));
-                values.extend(STOPPED.map(|(verdict, _)| (count(verdict), n)));
-                record.insert(
-                    "verdicts".into(),
-                    json!(verdicts.iter().map(|o| o.verdict.name()).collect::<Vec<_>>()),
-                );
-                record.insert(
-                    "messages".into(),
-                    json!(verdicts.iter().map(|o| &o.message).collect::<Vec<_>>()),
-                );
+        let mut answers = self.judge_round(&[item], samples)?;
+        answers.pop().ok_or_else(|| Error::request("an item without an answer"))
+    }
+
+    /// Runs the programs of a round side by side.
+    fn judge_round(&mut self, items: &[usize], samples: &[Sampled]) -> Result<Vec<Answer>> {
+        let each = samples.len() / items.len().max(1);
+        let items: Vec<&Item> = items.iter().filter_map(|&i| self.items.get(i)).collect();
+        let outputs: Vec<Vec<String>> =
+            samples.chunks(each.max(1)).map(|mine| self.outputs(mine)).collect::<Result<_>>()?;
+        let outcomes = match &self.sandbox {
+            None => None,
+            Some(sandbox) => {
+                let programs: Vec<(&Problem, &str)> = items
+                    .iter()
+                    .zip(&outputs)
+                    .filter_map(|(item, outputs)| Some((item.program.as_ref()?, outputs)))
+                    .flat_map(|(problem, outputs)| outputs.iter().map(move |o| (problem, o.as_str())))
+                    .collect();
+                Some(completions::execute(sandbox, &programs)?)
             }
-        } else {
-            let mut sums = [0.0; 4];
-            for output in &outputs {
-                let rouge = self.rouge.score(output, &item.middle);
-                let mean = (rouge.one + rouge.two + rouge.l) / 3.0;
-                for (sum, x) in sums.iter_mut().zip([rouge.one, rouge.two, rouge.l, mean]) {
-                    *sum += x;
-                }
-            }
-            values.extend(sums.map(|sum| (sum, n)));
-        }
-        record.insert("outputs".into(), json!(outputs));
-        Ok(Answer { values, record, ..Answer::default() })
+        };
+        let mut of_item = outcomes.as_deref().map(|all| all.chunks(each.max(1)));
+        let answer = |(item, outputs): (&&Item, Vec<String>)| {
+            let outcomes = of_item.as_mut().and_then(Iterator::next);
+            self.answer(item, outputs, outcomes)
+        };
+        Ok(items.iter().zip(outputs).map(answer).collect())
     }
 }
 
@@ -273,7 +293,7 @@ impl Exam for Infill<'_> {
 const LONGEST_LINE: usize = 64 << 20;
 
 /// Writes the completions of each setting in the benchmark's form.
-fn completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()> {
+fn write_completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()> {
     use std::io::Write as _;
 
     let mut files = Vec::new();
@@ -304,6 +324,23 @@ fn completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()> {
     Ok(())
 }
 
+/// Judges completions that are there already.
+fn judge_file(args: &Args, path: &Path, context: &Context) -> Result<()> {
+    let problems = limit(human_eval::read(&args.data)?, args.run.limit.map(NonZeroUsize::get));
+    let mut task = Completions::new(path, problems, sandbox(args)?)?;
+    let settings = harness::settings(&args.run, None, &[None], 0);
+    let about = About {
+        task: task.name().to_owned(),
+        model: path.display().to_string(),
+        device: "none".into(),
+        dtype: "none".into(),
+        order: None,
+        choices: task.choices(),
+        seed: 0,
+    };
+    finish(&mut task, &settings, &args.run, context, &about)
+}
+
 /// Runs it.
 ///
 /// # Errors
@@ -311,6 +348,9 @@ fn completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()> {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.execute && args.format != FormatName::HumanEval {
         return Err(Error::request("--execute runs programs; it goes with --format humaneval"));
+    }
+    if let Some(path) = &args.completions {
+        return judge_file(args, path, context);
     }
     let mut sampling = args.sampling.sampling(&args.model);
     if args.parity {
@@ -336,7 +376,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let files = ModelFiles::find(args.model.model.as_deref())?;
     let after = |settings: &[Setting]| match (&args.run.output, args.format) {
-        (Some(dir), FormatName::HumanEval) => completions(dir, settings, args.run.quiet),
+        (Some(dir), FormatName::HumanEval) => write_completions(dir, settings, args.run.quiet),
         _ => Ok(()),
     };
     take(&files, &taking, context, |prompts| Infill::new(args, prompts), |_, settings| after(settings))

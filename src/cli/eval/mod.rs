@@ -2,6 +2,7 @@
 
 mod args;
 mod compare;
+mod completions;
 pub(super) mod countdown;
 mod generated;
 mod gsm8k;

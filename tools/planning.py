@@ -1,0 +1,283 @@
+#!/usr/bin/env python3
+"""Planning in miniature: a masked diffusion model against its autoregressive twin on the countdown game.
+
+Both are GPT-2s of one shape, trained from scratch on the same problems (`lacuna data countdown`) for the same number of
+steps, with several seeds, and asked the same problems of a disjoint test split:
+
+  diffusion       lacuna sft --from-scratch: focal token weight, linear time weight; decoded in T steps, surest first,
+                  with remasking ("Beyond autoregression: discrete diffusion for complex reasoning and planning")
+  autoregressive  lacuna train-ar --from-scratch; decoded from left to right, the most probable token each time
+
+Every answer is checked: equations true, each number used once, the target reached. docs/experiments/ gets planning.json
+(every number) and a table between the markers of planning.md. What is finished is not run again; what was stopped goes on
+from its last checkpoint. Ctrl-C stops after the step at hand.
+
+examples:
+  tools/planning.py                                three numbers, seeds 0 1 2, on the CPU
+  tools/planning.py --dry-run
+  tools/planning.py --numbers 4 --layers 3 --width 384 --heads 6 --length 58 --batch 1024 --device cuda
+  tools/planning.py --report-only
+"""
+
+import argparse
+import json
+import math
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+sys.dont_write_bytecode = True  # the tools leave nothing beside them
+from compare.setup import ROOT, find_lacuna, processor
+
+MARKERS = "<!-- planning: begin -->", "<!-- planning: end -->"
+KINDS = ["diffusion", "autoregressive"]
+# Student's t, two-sided 95 %, by degrees of freedom.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def shape(args):
+    """A folder with a configuration and the planner's tokenizer: the shape of both."""
+    folder = args.work / "shape"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = ROOT / "assets/planner/tokenizer.json"
+    vocabulary = len(json.loads(tokenizer.read_text())["model"]["vocab"])
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    config = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": vocabulary, "n_positions": args.length,
+        "n_embd": args.width, "n_layer": args.layers, "n_head": args.heads, "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 1, "sep_token_id": 2, "mask_token_id": 0,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return folder
+
+
+def data(args):
+    """Problems to learn from and to be asked, unless they are there."""
+    for split, count, seed in (("train", args.train, 1), ("test", args.test, 2)):
+        path = args.work / f"{split}.jsonl"
+        if not path.exists():
+            command = [args.lacuna, "data", "countdown", "--numbers", args.numbers, "--split", split]
+            command += ["--count", count, "--seed", seed, "--output", path, "--quiet"]
+            run(args, command)
+
+
+def run(args, command):
+    """Runs a command to its end."""
+    words = [str(word) for word in command]
+    if args.dry_run:
+        print(shlex.join(words))
+        return
+    result = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if result.returncode == 130:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise SystemExit(130)
+    if result.returncode != 0:
+        raise SystemExit(f"{shlex.join(words)}\nfailed with {result.returncode}")
+
+
+def trained(folder, steps):
+    """The checkpoint of the last step, if it is there."""
+    path = folder / f"checkpoints/step-{steps}"
+    return path if path.is_dir() else None
+
+
+def train(args, kind, seed):
+    """The checkpoint of a run, which is begun or goes on."""
+    folder = args.work / f"{kind}-seed{seed}"
+    done = trained(folder, args.steps)
+    if done:
+        return done
+    command = [args.lacuna, "sft" if kind == "diffusion" else "train-ar", "--output", folder, *args.machine]
+    if list(folder.glob("checkpoints/step-*")):
+        command += ["--resume"]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint there is nothing to go on from
+        command += ["--from-scratch", "--model", args.work / "shape", "--data", args.work / "train.jsonl"]
+        command += ["--length", args.length, "--batch", args.batch, "--steps", args.steps, "--lr", args.lr]
+        command += ["--weight-decay", "0.01", "--seed", seed, "--save-every", max(args.steps // 20, 1)]
+        if kind == "diffusion":
+            command += ["--time-weight", "linear", "--focal-alpha", "0.25", "--focal-gamma", args.gamma]
+        else:
+            command += ["--pad", "none"]
+    run(args, command)
+    return folder / f"checkpoints/step-{args.steps}"
+
+
+def minutes_of(args, kind, seed):
+    """What a training takes: all steps at the median time of one, so that pauses do not count."""
+    lines = (args.work / f"{kind}-seed{seed}/log.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
+    return statistics.median(line["tokens"] / line["tokens_per_second"] for line in steps) * args.steps / 60
+
+
+def ask(args, kind, seed, model, name, flags):
+    """What the test split says of a model: accuracy, share of true equations, NFE, seconds."""
+    out = args.work / f"eval-{kind}-seed{seed}-{name}"
+    if not (out / "results.jsonl").exists():
+        command = [args.lacuna, "eval", "countdown", "--model", model, "--data", args.work / "test.jsonl"]
+        command += ["--output", out, "--seed", seed, *flags, *args.machine]
+        run(args, [*command, "--resume"] if out.exists() else command)
+    if args.dry_run:
+        return None
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    accuracy = [line for line in lines if line["metric"] == "accuracy"]
+    true = {(l["steps"], l["remask"]): l["value"] for l in lines if l["metric"] == "true equations"}
+    return [
+        {"steps": l["steps"], "remask": l["remask"], "accuracy": l["value"], "true": true[l["steps"], l["remask"]],
+         "nfe": l["nfe"], "seconds": l["seconds"]}
+        for l in accuracy
+    ]  # fmt: skip
+
+
+def over(values):
+    """Mean, and half of the 95 % interval over seeds."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return mean, None
+    sd = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1))
+    return mean, T95.get(n - 1, 1.96) * sd / math.sqrt(n)
+
+
+def percent(values):
+    mean, half = over(values)
+    return f"{100 * mean:.1f} %" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def parameters(args):
+    """Weights of the shape: embedding, positions, blocks, the last norm."""
+    c = args.width
+    vocabulary = len(json.loads((ROOT / "assets/planner/tokenizer.json").read_text())["model"]["vocab"])
+    return (vocabulary + args.length) * c + args.layers * (12 * c * c + 13 * c) + 2 * c
+
+
+def words(args, result):
+    """The generated part of the document."""
+    about = result["about"]
+    rows = []
+    for name, kind, pick in result["rows"]:
+        cells = [result["seeds"][str(seed)][kind][pick] for seed in args.seeds]
+        first = cells[0]
+        each = ", ".join(f"{100 * c['accuracy']:.1f}" for c in cells)
+        rows.append(
+            f"| {name} | {first['nfe']:.1f} | {percent([c['accuracy'] for c in cells])} | {each} |"
+            f" {percent([c['true'] for c in cells])} | {over([c['seconds'] for c in cells])[0]:.1f} s |"
+        )
+    return "\n".join([
+        f"{about['numbers']} numbers; GPT-2 of {args.layers} layers, width {args.width}, {about['parameters'] / 1e6:.2f} M"
+        f" parameters; {args.train} training problems, {args.steps} steps of {args.batch}, peak learning rate {args.lr:g};"
+        f" {args.test} test problems; seeds {', '.join(map(str, args.seeds))}; {about['lacuna']}, {about['processor']}."
+        f" A training takes {about['minutes']['diffusion']:.0f} minutes (diffusion) and"
+        f" {about['minutes']['autoregressive']:.0f} (autoregressive) there.",
+        "",
+        "| model, decoding | NFE | solved | of each seed | true equations | time for all |",
+        "|---|---:|---:|---|---:|---:|",
+        *rows,
+        "",
+        f"Solved: mean over {len(args.seeds)} seeds ± half of its 95 % interval (Student's t over seeds)."
+        if len(args.seeds) > 1
+        else "One seed: no intervals.",
+    ])  # fmt: skip
+
+
+def insert(document, text):
+    old = document.read_text()
+    begin, end = (old.find(marker) for marker in MARKERS)
+    if not 0 <= begin < end:
+        raise SystemExit(f"{document}: expected the lines {MARKERS[0]} and {MARKERS[1]}, in this order")
+    document.write_text(old[: begin + len(MARKERS[0])] + "\n" + text + "\n" + old[end:])
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = [("numbers", 3, "numbers of a problem"), ("train", 300_000, "training problems"), ("test", 1000, "test problems"),
+             ("steps", 8000, "of every training"), ("batch", 128, "problems of a step"), ("layers", 4, "of the shape"),
+             ("width", 128, "of the shape"), ("heads", 2, "of the shape"),
+             ("length", 38, "tokens of the canvas, problem and solution")]  # fmt: skip
+    for name, default, what in whole:
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default {default})")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
+    parser.add_argument("--gamma", type=float, default=1.0, help="of the focal token weight (default 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="(default 0 1 2)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all)")
+    parser.add_argument("--lacuna", metavar="FILE", help="the binary (default: cargo's release build, brought up to date)")
+    parser.add_argument("--work", type=Path, default=ROOT / "target/planning", metavar="DIR",
+                        help="where data and runs are kept (default target/planning)")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs/experiments", metavar="DIR", help="a folder with planning.md")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, read what is there")
+    args = parser.parse_args()
+    for name, *_ in whole:
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is at least 1")
+    if args.width % args.heads or len(set(args.seeds)) != len(args.seeds):
+        parser.error("--heads divides --width, and no seed is there twice")
+    args.work = args.work.resolve()
+    args.machine = ["--device", args.device, *(["--threads", args.threads] if args.threads else [])]
+    return args
+
+
+def settings(args):
+    keys = ["numbers", "train", "test", "steps", "batch", "layers", "width", "heads", "length", "lr", "gamma"]
+    return {key: getattr(args, key) for key in keys}
+
+
+def check_settings(args):
+    """Fails where the folder's runs were started with other settings."""
+    path, ours = args.work / "settings.json", settings(args)
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        differ = [f"{k}: {theirs.get(k)} there, {ours[k]} asked for" for k in ours if theirs.get(k) != ours[k]]
+        if differ:
+            raise SystemExit(f"{args.work} has runs with other settings ({'; '.join(differ)}): name another with --work")
+    elif not args.dry_run:
+        args.work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(ours, indent=1) + "\n")
+
+
+def main():
+    args = arguments()
+    args.lacuna = args.lacuna or ("lacuna" if args.dry_run else find_lacuna(None))
+    check_settings(args)
+    if not args.dry_run and not args.report_only:
+        shape(args)
+    if not args.report_only:
+        data(args)
+    seeds = {}
+    for seed in args.seeds:
+        seeds[str(seed)] = {}
+        for kind in KINDS:
+            model = trained(args.work / f"{kind}-seed{seed}", args.steps)
+            if model is None and args.report_only:
+                raise SystemExit(f"{kind}, seed {seed}: there is no checkpoint of step {args.steps} in {args.work}")
+            model = model or train(args, kind, seed)
+            if kind == "diffusion":
+                found = ask(args, kind, seed, model, "remask", ["--self-correction"])
+                found = found and found + ask(args, kind, seed, model, "sweep", ["--t-sweep", "1,2,4,8,16,32"])
+            else:
+                found = ask(args, kind, seed, model, "greedy", ["--ar", "--greedy"])
+            seeds[str(seed)][kind] = found
+    if args.dry_run:
+        return
+    minutes = {kind: over([minutes_of(args, kind, seed) for seed in args.seeds])[0] for kind in KINDS}
+    version = subprocess.run([args.lacuna, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    about = settings(args) | {"parameters": parameters(args), "lacuna": version, "processor": processor(), "minutes": minutes}
+    rows = [
+        ["diffusion, T = 20, remasking", "diffusion", 1],
+        ["diffusion, T = 20, no remasking", "diffusion", 0],
+        *[[f"diffusion, T = {t}, remasking", "diffusion", 2 + i] for i, t in enumerate([1, 2, 4, 8, 16, 32])],
+        ["autoregressive, greedy", "autoregressive", 0],
+    ]
+    result = {"about": about, "seeds": seeds, "rows": rows}
+    (args.docs / "planning.json").write_text(json.dumps(result, indent=1) + "\n")
+    insert(args.docs / "planning.md", words(args, result))
+    print(words(args, result))
+
+
+if __name__ == "__main__":
+    main()
