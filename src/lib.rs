@@ -26,8 +26,8 @@
 //!
 //! Layers, each importing only what stands before it: number formats, errors and the generator
 //! ([`element`], [`error`], [`rng`], [`config`]); the machine ([`backend`]), files ([`io`]) and the
-//! mathematics of masked diffusion ([`diffusion`]); networks ([`model`]); sampling and training ([`sample`],
-//! [`train`]); the command line ([`cli`]).
+//! mathematics of masked diffusion ([`diffusion`]); networks ([`model`]); sampling, training and evaluation
+//! ([`sample`], [`train`], [`eval`]); the command line ([`cli`]).
 
 pub mod anneal;
 pub mod backend;

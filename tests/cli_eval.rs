@@ -260,7 +260,7 @@ fn a_run_that_is_interrupted_goes_on_and_ends_as_one_that_was_not() {
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
         command
     };
-    const TRIALS: &str = "24";
+    const TRIALS: &str = "10";
     let mut child = command(&cut, TRIALS, &[]).spawn().unwrap();
     let part = cut.join("items.jsonl.part");
     let begun = || std::fs::read_to_string(&part).is_ok_and(|text| text.lines().count() > 12);

@@ -108,6 +108,16 @@ fn fine_tuning_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn fine_tuning_from_scratch_goes_on_bit_for_bit() {
+    resumes("sft --from-scratch --data qa.jsonl --batch 2 --length 24 --lr 3e-3 --time-weight linear", "sft");
+}
+
+#[test]
+fn left_to_right_training_on_answers_goes_on_bit_for_bit() {
+    resumes("train-ar --from-scratch --data qa.jsonl --pad none --batch 2 --length 24 --lr 3e-3", "train-ar");
+}
+
+#[test]
 fn adapters_go_on_bit_for_bit() {
     resumes("sft --data qa.jsonl --batch 2 --length 24 --lora-rank 3 --moments bf16", "sft");
 }

@@ -69,6 +69,18 @@ fn wrong_requests_are_named_and_leave_nothing() {
     let sft = "sft --length 24 --steps 2 --output x --data";
     let before = lab.names("");
     let cases: Vec<(String, i32, &[&str])> = vec![
+        (format!("{sft} bad.jsonl --from-scratch --lora-rank 2"), 2, &["--from-scratch", "--lora-rank"]),
+        (
+            "train-ar --data bad.jsonl --data text.tok --length 24 --steps 2 --output x".into(),
+            2,
+            &["got both", "bad.jsonl", "text.tok"],
+        ),
+        (
+            "train-ar --data bad.jsonl --length 24 --steps 2 --output x".into(),
+            2,
+            &["bad.jsonl line 2", "answer"],
+        ),
+        (format!("adapt {model} --data a.tok --from-scratch --steps 2 --output x"), 2, &["--from-scratch"]),
         (format!("adapt {model} --steps 2 --output x"), 2, &["--data FILE is needed", "lacuna pack"]),
         (format!("adapt {model} --data a.tok --output x"), 2, &["--steps N is needed"]),
         (format!("adapt {model} --data a.tok --steps 0 --output x"), 2, &["--steps 0"]),

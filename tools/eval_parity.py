@@ -7,8 +7,8 @@ model in f32 on the CPU. Of lacuna nothing is used but the scores that are compa
 
   parity      lacuna eval mc --parity, the released evaluator of "Scaling Diffusion Language Models via Adaptation from
               Autoregressive Models" (HKUNLP/DiffuLLaMA, evaluation/eval-diffugpt.py and eval_forward)
-  paper       lacuna eval mc --scoring paper: the same score of texts with spaces where tokenizers expect them, over what
-              was masked
+  paper       lacuna eval mc --scoring paper: the same score of texts with spaces where tokenizers expect them, over
+              what was masked
   elbo        lacuna eval mc --scoring elbo: the bound, with the same times and masks for all options
   ar          lacuna eval mc --ar: from left to right
   nelbo       lacuna eval nelbo of the texts, with --times stratified and independent, and with --ar: nats a token
@@ -44,7 +44,8 @@ sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from check_transformers import check_masks, load, logits_of
 from compare.setup import MODEL, PACKAGES, find_lacuna, find_model, find_python, say
 
-# Largest relative difference of a score. Two f32 computations are about a hundred times nearer.
+# Largest relative difference of a score. Two f32 computations are mostly a hundred times nearer; on short questions,
+# where few large activations decide, either may be up to half of it away from arithmetic in f64.
 TOLERANCE = 2e-4
 CHOICE_MODES = {
     "parity": ["--parity"],
@@ -111,9 +112,9 @@ HELLASWAG = [
     },
     {
         "activity_label": "Playing the cello",
-        "ctx_a": "A girl sits on a chair in an empty hall and tunes her cello. She closes her eyes, takes a deep breath, "
-        "and waits until the last people have found their seats. Then the lamps above the stage go out one by one, "
-        "and only a small light next to the notes stays on.",
+        "ctx_a": "A girl sits on a chair in an empty hall and tunes her cello. She closes her eyes, takes a deep "
+        "breath, and waits until the last people have found their seats. Then the lamps above the stage go out one by "
+        "one, and only a small light next to the notes stays on.",
         "ctx_b": "she lifts her bow and",
         "endings": [
             "hammers a nail into the floor of the hall.",
@@ -185,8 +186,8 @@ SIQA = [
         "correct": "C",
     },
     {
-        "context": "After a heated discussion about who should wash up, Sasha simply did it, and then — without a word — "
-        "made tea for everybody in the flat, even for the guests who had come without being asked.",
+        "context": "After a heated discussion about who should wash up, Sasha simply did it, and then — without a "
+        "word — made tea for everybody in the flat, even for the guests who had come without being asked.",
         "question": "How would you describe Sasha?",
         "answerA": "cruel",
         "answerB": "kind",
@@ -236,12 +237,13 @@ PIQA = [
 QUESTIONS = {"hellaswag": HELLASWAG, "winogrande": WINOGRANDE, "siqa": SIQA, "piqa": PIQA}
 
 TEXTS = [
-    "The ferry to the island leaves at seven in the morning, and in winter it is the only one. Those who miss it have a "
-    "long day before them: the harbour has a bench, a kiosk that opens at ten, and a view of the ferry getting smaller. "
-    "Most people miss it once. On the next day they are there at half past six, with a thermos flask and a sheepish look.",
+    "The ferry to the island leaves at seven in the morning, and in winter it is the only one. Those who miss it have "
+    "a long day before them: the harbour has a bench, a kiosk that opens at ten, and a view of the ferry getting "
+    "smaller. Most people miss it once. On the next day they are there at half past six, with a thermos flask and a "
+    "sheepish look.",
     "Water boils at a lower temperature on a mountain, because there is less air above it.",
-    "A naïve rule: every document ends with a mark.<|endoftext|>The mark belongs to the document — not to the next one, "
-    "which begins with a word of its own.\nA program that counts documents counts the marks.",
+    "A naïve rule: every document ends with a mark.<|endoftext|>The mark belongs to the document — not to the next "
+    "one, which begins with a word of its own.\nA program that counts documents counts the marks.",
 ]
 
 
@@ -461,7 +463,8 @@ def lacuna(args, work, name, lines, *words):
     source, target = work / f"{name}.jsonl", work / f"{name}.out"
     source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     command = [args.lacuna, "eval", *words, "--data", source, "--output", target, "--quiet", "--seed", args.seed]
-    command += ["--model", args.model, "--mask-id", args.mask_id, "--shift", "--device", "cpu", "--threads", args.threads]
+    command += ["--model", args.model, "--mask-id", args.mask_id, "--shift"]
+    command += ["--device", "cpu", "--threads", args.threads]
     command = [str(word) for word in command]
     what = f"lacuna eval {' '.join(words)}"
     try:
@@ -469,7 +472,8 @@ def lacuna(args, work, name, lines, *words):
     except OSError as error:
         raise SystemExit(f"{args.lacuna} does not start: {error.strerror}") from None
     if done.returncode != 0:
-        raise SystemExit(f"{what} failed with {done.returncode}: {one_line(done.stderr)[-2000:]}")
+        reason = one_line(done.stderr)[-2000:] or "it says no reason"
+        raise SystemExit(f"{what} failed with {done.returncode}: {reason}")
     try:
         items = [json.loads(line) for line in (target / "items.jsonl").read_text(encoding="utf-8").splitlines()]
         return {item["id"]: item for item in items}

@@ -10,19 +10,23 @@ use super::device;
 use super::eval::countdown::{STEPS, surest_first};
 use super::record::failure;
 use super::run::Session;
+use super::sampling::Sampling;
 use super::terminal::{note, println};
 use super::trace::{Recording, Run};
 use crate::error::{Error, Result};
 use crate::eval::countdown::{FEWEST, MOST, Problem, check, solve, written};
 use crate::io::ModelFiles;
-use crate::sample::{Canvas, Request};
+use crate::sample::{Canvas, Order, Request};
 
 const EXAMPLES: &str = "\
 The numbers are combined by + - * /, each used once, every result but the last used
 again, until the target is there. The built-in planner, a masked diffusion model that
 lacuna trained on such problems (numbers from 1 to 99, targets from 10 to 100), fills
-all equations in at once. What it writes is checked; if it is wrong, further samples
-with other random numbers follow, up to --tries.
+all equations in at once. What it writes is checked. The first try is the surest; if it
+is wrong, freer ones follow (temperature 1, more noise), up to --tries.
+
+Unless the flags say otherwise: 20 steps, the surest positions first, committed tokens
+may return to the mask, confidence noise 0.5, the most probable tokens.
 
 Examples:
   lacuna plan 86 28 54 --target 60
@@ -43,7 +47,7 @@ pub struct Args {
     target: u64,
 
     /// Samples until one is right, at most
-    #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
     tries: u32,
 
     #[command(flatten)]
@@ -76,7 +80,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.tries == 0 {
         return Err(Error::request("--tries 0: expected 1 or more"));
     }
-    let mut sampling = args.sampling.sampling(&args.model);
+    let typed = args.sampling.sampling(&args.model);
+    let mut sampling = typed.clone();
     surest_first(&mut sampling);
     sampling.steps = sampling.steps.or(Some(STEPS));
     device::check(&args.model.device)?;
@@ -84,6 +89,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     check_mask(&files, &sampling)?;
     let canvas = canvas(&files, &problem)?;
     let request = sampling.request(canvas)?;
+    let freer = freer(&request, &typed);
     let speller = Speller::new(&files);
     let engine = device::load(&args.model.device, &files, context)?;
     let mut session =
@@ -91,7 +97,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (mut runs, mut solved, mut last) = (Vec::new(), None, String::new());
     let (mut nfe, mut tried) = (0, 0);
     for sequence in 0..args.tries {
-        let request = Request { sequence, ..request.clone() };
+        let of_try = if sequence == 0 { &request } else { &freer };
+        let request = Request { sequence, ..of_try.clone() };
         let outcome = session.run(std::slice::from_ref(&request))?;
         let Some(result) = outcome.results.into_iter().next() else { return Err(Error::Cancelled) };
         let value =
@@ -109,7 +116,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 solved = Some(equations);
                 break;
             }
-            Err(fault) if !args.output.quiet => note(&format!("try {tried}: {last}: {fault}")),
+            Err(fault) if !args.output.quiet && tried <= 3 => note(&format!("try {tried}: {last}: {fault}")),
             Err(_) => {}
         }
     }
@@ -143,6 +150,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The request of tries behind the first: what was not typed is left to chance.
+fn freer(request: &Request, typed: &Sampling) -> Request {
+    let mut freer = request.clone();
+    if typed.temperature.is_none() && typed.greedy.is_none() {
+        freer.temperature = 1.0;
+    }
+    if let (Order::Confidence { noise, .. }, None) = (&mut freer.order, typed.confidence_noise) {
+        *noise = 1.0;
+    }
+    freer
 }
 
 /// `[bos] problem [sep]` and a gap to the end of the context, as the planner was trained.

@@ -27,6 +27,9 @@ writes them; \"answer\" is used for counting corrections alone. An answer is rig
 if every equation is true, uses numbers that are given or found before, each once,
 and the last result is the target.
 
+Unless the flags say otherwise: 20 steps, the surest positions first, committed tokens
+may return to the mask, confidence noise 0.5, the most probable tokens.
+
 Examples:
   lacuna data countdown --numbers 3 --split test --count 500 -o test.jsonl
   lacuna eval countdown --data test.jsonl

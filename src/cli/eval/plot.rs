@@ -41,8 +41,13 @@ struct Series {
 struct Panel {
     title: String,
     axis: String,
+    /// The vertical axis is logarithmic: the points are logarithms to base 10.
+    log: bool,
     series: Vec<Series>,
 }
+
+/// A vertical axis whose ends are further apart is logarithmic.
+const FAR: f64 = 12.0;
 
 /// Draws a sweep to `path`, whole or not at all.
 ///
@@ -78,6 +83,16 @@ fn panels(about: &About, summaries: &[Summary]) -> [Panel; 3] {
             None => {}
         }
     }
+    let ends = quality
+        .iter()
+        .flat_map(|s| &s.points)
+        .fold((f64::MAX, f64::MIN), |e, p| (e.0.min(p.2), e.1.max(p.3)));
+    let log = unit == Unit::Exp && ends.0 > 0.0 && ends.1 > FAR * ends.0;
+    if log {
+        for point in quality.iter_mut().flat_map(|s| &mut s.points) {
+            *point = (point.0, point.1.log10(), point.2.log10(), point.3.log10());
+        }
+    }
     let first = summaries.first().map(|s| s.metric);
     let beside = |label: &str, of: fn(&Summary) -> f64| {
         let mut all: Vec<Series> = Vec::new();
@@ -105,16 +120,19 @@ fn panels(about: &About, summaries: &[Summary]) -> [Panel; 3] {
         Panel {
             title: format!("{} of {} against T; bars are 95 %", about.task, about.model),
             axis: axis.into(),
+            log,
             series: quality,
         },
         Panel {
             title: "Forward passes a sample (NFE)".into(),
             axis: "NFE".into(),
+            log: false,
             series: beside("NFE", |s| s.nfe),
         },
         Panel {
             title: format!("Time for all items, {}", about.device),
             axis: "seconds".into(),
+            log: false,
             series: beside("seconds", |s| s.seconds),
         },
     ]
@@ -134,6 +152,19 @@ fn draw(panels: &[Panel; 3], svg: &mut String) -> Drawn<()> {
     root.present()
 }
 
+/// A number of the vertical axis.
+fn tick(y: f64, log: bool) -> String {
+    let y = if log { 10f64.powf(y) } else { y };
+    match y.abs() {
+        size if size >= 100.0 || y.fract() == 0.0 => format!("{y:.0}"),
+        size if size >= 10.0 => format!("{y:.1}"),
+        _ => {
+            let text = format!("{y:.3}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+    }
+}
+
 fn panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, panel: &Panel, bars: bool) -> Drawn<()> {
     let points = || panel.series.iter().flat_map(|s| &s.points).filter(|p| p.1.is_finite());
     let ends = |of: fn(&(f64, f64, f64, f64)) -> f64| {
@@ -149,7 +180,7 @@ fn panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, panel: &Panel, bars: boo
         return Ok(());
     }
     // Zero belongs to what is counted; of losses only the range that was met is of interest.
-    let from_zero = low >= 0.0 && low < 0.6 * high;
+    let from_zero = !panel.log && low >= 0.0 && low < 0.6 * high;
     let margin = (0.07 * (high - low)).max(1e-3 * high.abs()).max(1e-9);
     let range = (if from_zero { 0.0 } else { low - margin })..high + margin;
     let font = |size: u32| ("sans-serif", size).into_font().color(&TEXT);
@@ -170,9 +201,7 @@ fn panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, panel: &Panel, bars: boo
         .bold_line_style(GRID)
         .light_line_style(WHITE)
         .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| {
-            if y.abs() >= 100.0 || y.fract() == 0.0 { format!("{y:.0}") } else { format!("{y:.3}") }
-        })
+        .y_label_formatter(&|&y| tick(y, panel.log))
         .draw()?;
     for (series, colour) in panel.series.iter().zip(COLOURS.iter().cycle()) {
         let mut points = series.points.clone();
@@ -199,4 +228,48 @@ fn panel<'a>(area: &DrawingArea<SVGBackend<'a>, Shift>, panel: &Panel, bars: boo
             .draw()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::task::{Better, Metric};
+    use super::*;
+
+    fn summary(steps: usize, value: f64, unit: Unit) -> Summary {
+        Summary {
+            metric: Metric { name: "m", better: Better::Lower, unit },
+            steps: Some(steps),
+            remask: None,
+            items: 3,
+            trials: vec![value],
+            value,
+            sd: 0.0,
+            low: value * 0.9,
+            high: value * 1.1,
+            nfe: steps as f64,
+            seconds: 1.0,
+        }
+    }
+
+    #[test]
+    fn perplexities_that_are_far_apart_are_drawn_as_logarithms() {
+        let about = About {
+            task: "t".into(),
+            model: "m".into(),
+            device: "d".into(),
+            dtype: "f32".into(),
+            order: None,
+            choices: serde_json::Value::Null,
+            seed: 0,
+        };
+        let of =
+            |far: f64, unit| panels(&about, &[summary(1, 10.0 * far, unit), summary(2, 10.0, unit)])[0].log;
+        assert!(of(20.0, Unit::Exp) && !of(5.0, Unit::Exp) && !of(20.0, Unit::Share));
+        assert_eq!(
+            (tick(2.0, true), tick(0.25, false), tick(12.5, false)),
+            ("100".into(), "0.25".into(), "12.5".into())
+        );
+        assert!(is_sweep(&[summary(1, 1.0, Unit::Plain), summary(2, 1.0, Unit::Plain)]));
+        assert!(!is_sweep(&[summary(1, 1.0, Unit::Plain), summary(1, 1.0, Unit::Plain)]));
+    }
 }
