@@ -81,6 +81,17 @@ fn nelbo_of_a_network_that_looks_at_nothing() {
     assert!((value(&found, "perplexity") - want.exp()).abs() < 1e-2 * want.exp());
     let bits = sum / std::f64::consts::LN_2 / "the king, the queen, and the crown\n".len() as f64;
     assert!((value(&found, "bits/byte") - bits).abs() < 1e-4);
+    // Characters that are cut between two sequences count once.
+    let emoji = "\u{1f600}\u{1f680}\u{1f33b}".repeat(7);
+    std::fs::write(dir.path().join("e.txt"), &emoji).unwrap();
+    let path = dir.path().join("e.txt");
+    let found =
+        results(&["nelbo", "--data", path.to_str().unwrap(), "--model", &model, "--ar", "--length", "6"]);
+    let ids = encode(&emoji);
+    assert!(ids.len() > 21, "a character has several tokens");
+    let bits =
+        ids.iter().map(|&id| nll[id as usize]).sum::<f64>() / std::f64::consts::LN_2 / emoji.len() as f64;
+    assert!((value(&found, "bits/byte") - bits).abs() < 1e-4, "{found:?} for {bits}");
     // Masked, it is that on average, whichever way times are drawn.
     for times in ["stratified", "independent"] {
         let found =
@@ -479,6 +490,15 @@ fn what_is_refused() {
     fails(&["eval", "mc", "--data", &fixture("choices.jsonl"), "--levels", "0"], 2, "--levels");
     fails(&["eval", "mc", "--data", &fixture("choices.jsonl"), "--mask-id", "5000"], 2, "--mask-id 5000");
     fails(&["eval", "lambada", "--data", "nowhere.txt"], 3, "nowhere.txt");
+    // Sizes that cannot be meant.
+    let most = usize::MAX.to_string();
+    for (task, flag) in [("unconditional", "--trials"), ("unconditional", "--samples")] {
+        fails(&["eval", task, flag, &most], 2, "expected at most");
+    }
+    fails(&["eval", "gsm8k", "--data", &fixture("gsm8k.jsonl"), "--samples", "99999999"], 2, "--samples");
+    fails(&["eval", "nelbo", "--data", &fixture("lambada.txt"), "--draws", "999999"], 2, "--draws");
+    fails(&["eval", "mc", "--data", &fixture("choices.jsonl"), "--t-sweep", "1,999999"], 2, "--levels");
+    fails(&["eval", "unconditional", "--steps", &most], 2, "steps");
     fails(&["plan", "5", "--target", "5"], 2, "expected 2 to 6");
     fails(&["plan", "1", "1", "--target", "90", "--tries", "2", "-q"], 2, "no solution");
     fails(&["plan", "99", "98", "97", "96", "95", "94", "--target", "50", "--length", "9"], 2, "--length");

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::error::{Error, Result};
+
 /// How much is run, and where results go.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
@@ -35,6 +37,19 @@ pub struct RunArgs {
     /// Nothing on standard error but errors
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
+}
+
+/// Most of several things, beyond which a number is taken for a slip of the keyboard.
+pub const MOST_SAMPLES: usize = 1 << 16;
+pub const MOST_DRAWS: usize = 1 << 14;
+pub const MOST_UNITS: usize = 20_000_000;
+
+/// `n` where it is at most `most`.
+///
+/// # Errors
+/// [`Error::Request`] naming the flag.
+pub fn at_most(flag: &str, n: usize, most: usize) -> Result<usize> {
+    if n <= most { Ok(n) } else { Err(Error::request(format!("--{flag} {n}: expected at most {most}"))) }
 }
 
 /// What becomes of an item that the context does not hold.

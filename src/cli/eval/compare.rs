@@ -48,6 +48,8 @@ pub struct Args {
     pub json: bool,
 }
 
+/// Most draws of the bootstrap.
+const MOST_RESAMPLES: u32 = 1_000_000;
 /// Longest line of a file of items.
 const LONGEST_LINE: usize = 64 << 20;
 
@@ -125,8 +127,11 @@ fn pairs(a: &Values, b: &Values) -> (Vec<f64>, Vec<f64>, usize) {
 /// # Errors
 /// [`Error::Input`] for a file that is none of items; [`Error::Request`] for two with nothing in common.
 pub fn run(args: &Args, _: &Context) -> Result<()> {
-    if args.resamples == 0 {
-        return Err(Error::request("--resamples 0: expected 1 or more"));
+    if !(1..=MOST_RESAMPLES).contains(&args.resamples) {
+        return Err(Error::request(format!(
+            "--resamples {}: expected 1 to {MOST_RESAMPLES}",
+            args.resamples
+        )));
     }
     let (before, after) = (read(&args.before)?, read(&args.after)?);
     let mut rows: Vec<(Key, usize, Paired)> = Vec::new();

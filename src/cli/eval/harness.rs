@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::args::RunArgs;
+use super::args::{MOST_UNITS, RunArgs, at_most};
 use super::results::Summary;
 use super::task::{Answer, Metric, Setting, Task};
 use crate::cli::Context;
@@ -31,7 +31,16 @@ pub struct Row {
 }
 
 /// The settings of a run: every T, with and without remasking where that is compared, in every trial.
-pub fn settings(args: &RunArgs, steps: Option<usize>, remask: &[Option<bool>], seed: u64) -> Vec<Setting> {
+///
+/// # Errors
+/// [`Error::Request`] for more trials than can be meant.
+pub fn settings(
+    args: &RunArgs,
+    steps: Option<usize>,
+    remask: &[Option<bool>],
+    seed: u64,
+) -> Result<Vec<Setting>> {
+    at_most("trials", args.trials.get(), MOST_TRIALS)?;
     let sweep: Vec<Option<usize>> = match args.t_sweep.as_slice() {
         [] => vec![steps],
         sweep => sweep.iter().map(|t| Some(t.get())).collect(),
@@ -44,8 +53,11 @@ pub fn settings(args: &RunArgs, steps: Option<usize>, remask: &[Option<bool>], s
             }
         }
     }
-    all
+    Ok(all)
 }
+
+/// Most trials.
+const MOST_TRIALS: usize = 10_000;
 
 /// Runs a task under settings; a summary for each T and metric.
 ///
@@ -63,7 +75,14 @@ pub fn run(
     if ids.is_empty() {
         return Err(Error::request(format!("{}: there is nothing to evaluate: 0 items", task.name())));
     }
-    let units = settings.len() * ids.len();
+    let units = settings.len().saturating_mul(ids.len());
+    if units > MOST_UNITS {
+        return Err(Error::request(format!(
+            "{} items under {} settings are {units} runs: expected at most {MOST_UNITS}; lower --trials or --limit",
+            ids.len(),
+            settings.len()
+        )));
+    }
     let mut rows: Vec<Option<Row>> = vec![None; units];
     let mut journal = args.output.as_deref().map(|dir| open(dir, task, settings, model, args)).transpose()?;
     if let Some(journal) = &mut journal {
@@ -225,10 +244,12 @@ mod tests {
             json: false,
             quiet: true,
         };
-        let all = settings(&args(2, vec![t(1), t(4)]), Some(9), &[None], 5);
+        let all = settings(&args(2, vec![t(1), t(4)]), Some(9), &[None], 5).unwrap();
         let seen: Vec<_> = all.iter().map(|s| (s.steps, s.trial, s.seed)).collect();
         assert_eq!(seen, [(Some(1), 0, 5), (Some(1), 1, 6), (Some(4), 0, 5), (Some(4), 1, 6)]);
-        assert_eq!(settings(&args(1, Vec::new()), None, &[Some(false), Some(true)], 0).len(), 2);
+        let both = settings(&args(1, Vec::new()), None, &[Some(false), Some(true)], 0);
+        assert_eq!(both.unwrap().len(), 2);
+        assert!(settings(&args(usize::MAX, Vec::new()), None, &[None], 0).is_err());
     }
 
     #[test]

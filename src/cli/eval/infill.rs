@@ -328,7 +328,7 @@ fn write_completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()
 fn judge_file(args: &Args, path: &Path, context: &Context) -> Result<()> {
     let problems = limit(human_eval::read(&args.data)?, args.run.limit.map(NonZeroUsize::get));
     let mut task = Completions::new(path, problems, sandbox(args)?)?;
-    let settings = harness::settings(&args.run, None, &[None], 0);
+    let settings = harness::settings(&args.run, None, &[None], 0)?;
     let about = About {
         task: task.name().to_owned(),
         model: path.display().to_string(),

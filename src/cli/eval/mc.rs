@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::args::{FitArgs, RunArgs};
+use super::args::{FitArgs, MOST_DRAWS, RunArgs, at_most};
 use super::prompts::{Prompts, left_out};
 use super::task::{Answer, Better, Metric, Setting, Task};
 use super::{about, finish, harness};
@@ -199,15 +199,18 @@ impl Task for MultipleChoice<'_> {
 
 /// The options of a question in tokens; `None` where the context does not hold them and the item is left out.
 fn tokens(prompts: &Prompts<'_>, question: &Choice, args: &Args) -> Result<Option<Vec<Tokens>>> {
-    let mut given: Vec<u32> =
-        prompts.opening(question.prefix.is_empty()).filter(|_| !args.parity).into_iter().collect();
+    let opening = prompts.opening(question.prefix.is_empty());
+    // The released evaluator leaves it to the tokenizer in these two, before the options as well, and out in the others.
+    let with_options = args.parity && matches!(args.format, FormatName::HellaSwag | FormatName::Piqa);
+    let mut given: Vec<u32> = opening.filter(|_| !args.parity || with_options).into_iter().collect();
     given.extend(prompts.encode(&question.prefix)?);
     let suffix = prompts.encode(&question.suffix)?;
     let options: Vec<Vec<u32>> = question
         .options
         .iter()
         .map(|option| {
-            let mut ids = prompts.encode(option)?;
+            let mut ids: Vec<u32> = opening.filter(|_| with_options).into_iter().collect();
+            ids.extend(prompts.encode(option)?);
             if ids.is_empty() {
                 return Err(Error::request(format!(
                     "item {}: the option {option:?} has no tokens",
@@ -253,6 +256,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             )));
         }
     };
+    for &levels in args.run.t_sweep.iter().chain([&args.levels]) {
+        at_most("levels", levels.get(), MOST_DRAWS)?;
+    }
     let scoring = match (args.ar, args.scoring) {
         (true, _) => Scoring::Autoregressive,
         (_, ScoringName::Paper) => Scoring::Paper,
@@ -288,7 +294,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut task =
         MultipleChoice { model: engine.likelihood(), items, rule, metrics, round, choices: choices.clone() };
     let steps = if args.ar { None } else { Some(args.levels.get()) };
-    let settings = harness::settings(&args.run, steps, &[None], args.seed);
+    let settings = harness::settings(&args.run, steps, &[None], args.seed)?;
     let order = args.ar.then(|| "autoregressive".to_owned());
     let about = about(&task, &*engine, &files, order, choices, args.seed);
     finish(&mut task, &settings, &args.run, context, &about)

@@ -21,7 +21,7 @@ mod unconditional;
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::Value;
 
-use self::args::RunArgs;
+use self::args::{MOST_SAMPLES, RunArgs, at_most};
 use self::generated::{Exam, Generated, Manner, check_corrections};
 use self::prompts::Prompts;
 use self::results::About;
@@ -185,6 +185,7 @@ fn take<'f, E: Exam>(
 ) -> Result<()> {
     let Taking { run, model, sampling, manner, both, steps, trace, choices } = taking;
     check_mask(files, sampling)?;
+    at_most("samples", manner.samples as usize, MOST_SAMPLES)?;
     if *both {
         check_corrections(sampling)?;
     }
@@ -199,7 +200,7 @@ fn take<'f, E: Exam>(
     let mut task = Generated::new(exam, &*engine, context, sampling.clone(), *manner);
     let remask: &[Option<bool>] = if *both { &[Some(false), Some(true)] } else { &[None] };
     let seed = sampling.seed.unwrap_or(0);
-    let settings = harness::settings(run, *steps, remask, seed);
+    let settings = harness::settings(run, *steps, remask, seed)?;
     let about = about(&task, &*engine, files, Some(order_name(&sample).to_owned()), choices.clone(), seed);
     let done = finish(&mut task, &settings, run, context, &about);
     if let (Some(path), Some(runs)) = (trace, &task.recorded) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::args::RunArgs;
+use super::args::{MOST_DRAWS, RunArgs, at_most};
 use super::prompts::Prompts;
 use super::task::{Answer, Better, Metric, Setting, Task, Unit};
 use super::{about, finish, harness};
@@ -107,18 +107,13 @@ struct Nelbo<'a> {
 }
 
 /// Cuts ids into sequences, each opened by `opening`, and says how many bytes of text each has.
-fn cut(
-    ids: &[u32],
-    length: usize,
-    opening: u32,
-    bytes: impl Fn(&[u32]) -> Result<usize>,
-) -> Result<Vec<Sequence>> {
+fn cut(ids: &[u32], length: usize, opening: u32, bytes: impl Fn(&[u32]) -> usize) -> Vec<Sequence> {
     let one = |part: &[u32]| {
         let mut all = Vec::with_capacity(part.len() + 1);
         all.push(opening);
         all.extend_from_slice(part);
         let fixed = (0..all.len()).map(|at| at == 0).collect();
-        Ok(Sequence { text: Text { ids: all, fixed }, bytes: bytes(part)? })
+        Sequence { text: Text { ids: all, fixed }, bytes: bytes(part) }
     };
     ids.chunks(length.saturating_sub(1).max(1)).map(one).collect()
 }
@@ -137,15 +132,17 @@ fn sequences(args: &Args, files: &ModelFiles, length: usize) -> Result<Vec<Seque
             tokens.check_tokenizer(tokenizer.sha256(), &files.name)?;
         }
         let prompts = Prompts::new(files).ok();
-        let bytes = |part: &[u32]| prompts.as_ref().map_or(Ok(0), |p| Ok(p.decode(part)?.len()));
-        return cut(&tokens.slice(0..tokens.len()), length, opening, bytes);
+        // What ends a document in a token file is no part of a text.
+        let text = |part: &[u32]| part.iter().copied().filter(|&id| id != tokens.eos()).collect::<Vec<u32>>();
+        let bytes = |part: &[u32]| prompts.as_ref().map_or(0, |p| p.bytes(&text(part)));
+        return Ok(cut(&tokens.slice(0..tokens.len()), length, opening, bytes));
     }
     let prompts = Prompts::new(files)?;
     let mut all = Vec::new();
     let mut texts = Texts::open(std::slice::from_ref(&args.data), TextOptions::default())?;
     while let Some(text) = texts.next_document()? {
         let ids = prompts.encode(&text)?;
-        all.extend(cut(&ids, length, opening, |part| Ok(prompts.decode(part)?.len()))?);
+        all.extend(cut(&ids, length, opening, |part| prompts.bytes(part)));
     }
     Ok(all)
 }
@@ -258,6 +255,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let shift = if args.model.shift { true } else { files.shift && !args.model.no_shift };
     let estimator = Estimator { times, draws: 1, mask_id, shift };
     let draws = if args.ar { 1 } else { args.draws.get() };
+    for &draws in args.run.t_sweep.iter().chain([&args.draws]) {
+        at_most("draws", draws.get(), MOST_DRAWS)?;
+    }
     let metrics = vec![
         Metric::plain("nats/token", Better::Lower),
         Metric { name: "perplexity", better: Better::Lower, unit: Unit::Exp },
@@ -276,7 +276,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         data,
         scored: Vec::new(),
     };
-    let settings = harness::settings(&args.run, Some(draws), &[None], args.seed);
+    let settings = harness::settings(&args.run, Some(draws), &[None], args.seed)?;
     let choices = task.choices();
     let order = args.ar.then(|| "autoregressive".to_owned());
     let about = about(&task, &*engine, &files, order, choices, args.seed);

@@ -46,6 +46,11 @@ impl<'a> Prompts<'a> {
         self.tokenizer.decode(ids)
     }
 
+    /// Bytes of the text that tokens are of, also where a character is spread over several sequences.
+    pub fn bytes(&self, ids: &[u32]) -> usize {
+        ids.iter().map(|&id| self.tokenizer.piece_bytes(id).len()).sum()
+    }
+
     /// The form that suits the model: that of fine-tuning where it has a token between prompt and answer.
     pub fn form(&self, asked: Option<Form>) -> Form {
         asked.unwrap_or(if self.files.special.sep.is_some() { Form::Sft } else { Form::Plain })

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 
-use super::args::RunArgs;
+use super::args::{MOST_SAMPLES, RunArgs, at_most};
 use super::generated::{Exam, Manner, Sampled};
 use super::prompts::Prompts;
 use super::task::{Answer, Better, Metric, Unit};
@@ -123,6 +123,7 @@ impl Exam for Unconditional<'_, '_> {
 /// [`Error::Request`] for a length beyond the context; any other [`Error`].
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     device::check(&args.model.device)?;
+    at_most("samples", args.samples.get(), MOST_SAMPLES)?;
     let sampling = args.sampling.sampling(&args.model);
     let judge_files = args.under.as_deref().map(|under| ModelFiles::find(Some(under))).transpose()?;
     if let Some(files) = &judge_files {
