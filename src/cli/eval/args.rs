@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::cli::args::{ModelArgs, SamplingArgs};
 use crate::error::{Error, Result};
 
 /// How much is run, and where results go.
@@ -77,4 +78,17 @@ pub struct FitArgs {
         help_heading = "How much"
     )]
     pub too_long: TooLong,
+}
+
+/// The flags of evaluations by generated texts.
+#[derive(Args, Clone, Debug)]
+pub struct ExamArgs {
+    #[command(flatten)]
+    pub fit: FitArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
 }

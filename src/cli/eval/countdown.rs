@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 
-use super::args::{FitArgs, RunArgs, TooLong};
+use super::args::ExamArgs;
 use super::generated::{Exam, Manner, Sampled};
 use super::prompts::{Form, Prompts, left_out};
 use super::task::{Answer, Better, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
-use crate::cli::args::{ModelArgs, OrderName, SamplingArgs};
+use crate::cli::args::OrderName;
 use crate::cli::sampling::Sampling;
 use crate::error::{Error, Result};
 use crate::eval::countdown::{self, Problem};
@@ -65,13 +65,7 @@ pub struct Args {
     pub trace: Option<PathBuf>,
 
     #[command(flatten)]
-    pub fit: FitArgs,
-    #[command(flatten)]
-    pub run: RunArgs,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    #[command(flatten)]
-    pub model: ModelArgs,
+    pub exam: ExamArgs,
 }
 
 /// A problem in tokens.
@@ -105,8 +99,7 @@ impl<'a> Countdown<'a> {
     pub fn new(args: &Args, prompts: Prompts<'a>) -> Result<Self> {
         let form = prompts.form(args.form);
         let (mut items, mut skipped) = (Vec::new(), 0);
-        let rule: TooLong = args.fit.too_long;
-        for read in limit(problems::read(&args.data)?, args.run.limit.map(NonZeroUsize::get)) {
+        for read in limit(problems::read(&args.data)?, args.exam.run.limit.map(NonZeroUsize::get)) {
             let problem: Problem = read.question.parse().map_err(|expected: String| Error::Input {
                 origin: format!("{} item {}", args.data.display(), read.id),
                 what: "the problem".into(),
@@ -115,14 +108,14 @@ impl<'a> Countdown<'a> {
             })?;
             let given = prompts.given(&problem.to_string(), form)?;
             let length = room(prompts.context(), given.len(), args.length);
-            match prompts.fit(&read.id, given, length, rule)? {
+            match prompts.fit(&read.id, given, length, args.exam.fit.too_long)? {
                 Some(given) => {
                     items.push(Item { id: read.id, problem, reference: read.answer, given, length })
                 }
                 None => skipped += 1,
             }
         }
-        left_out(skipped, args.run.quiet);
+        left_out(skipped, args.exam.run.quiet);
         Ok(Self { prompts, items, samples: args.samples.get(), form })
     }
 }
@@ -220,11 +213,11 @@ pub(super) fn reference(
 /// # Errors
 /// Any [`Error`].
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let mut sampling = args.sampling.sampling(&args.model);
+    let mut sampling = args.exam.sampling.sampling(&args.exam.model);
     surest_first(&mut sampling);
     let taking = Taking {
-        run: &args.run,
-        model: &args.model,
+        run: &args.exam.run,
+        model: &args.exam.model,
         manner: Manner {
             samples: u32::try_from(args.samples.get()).unwrap_or(u32::MAX),
             corrections: args.self_correction,
@@ -236,7 +229,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         trace: args.trace.as_deref(),
         choices: json!({"samples": args.samples, "length": args.length}),
     };
-    let files = ModelFiles::find(args.model.model.as_deref().or(Some("planner")))?;
+    let files = ModelFiles::find(args.exam.model.model.as_deref().or(Some("planner")))?;
     take(&files, &taking, context, |prompts| Countdown::new(args, prompts), |_, _| Ok(()))
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 
-use super::args::{FitArgs, RunArgs};
+use super::args::ExamArgs;
 use super::countdown::{reference, room};
 use super::generated::{Exam, Manner, Sampled};
 use super::lambada::greedy_unless_told;
@@ -14,7 +14,6 @@ use super::prompts::{Form, Prompts, left_out};
 use super::task::{Answer, Better, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
-use crate::cli::args::{ModelArgs, SamplingArgs};
 use crate::cli::sampling::DEFAULT_STEPS;
 use crate::error::{Error, Result};
 use crate::eval::formats::{limit, problems};
@@ -83,13 +82,7 @@ pub struct Args {
     trace: Option<PathBuf>,
 
     #[command(flatten)]
-    fit: FitArgs,
-    #[command(flatten)]
-    pub run: RunArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: ModelArgs,
+    pub exam: ExamArgs,
 }
 
 struct Item {
@@ -137,19 +130,19 @@ impl<'a> Gsm8k<'a> {
         };
         let before = shots(args)?;
         let (mut items, mut skipped) = (Vec::new(), 0);
-        for read in limit(problems::read(&args.data)?, args.run.limit.map(NonZeroUsize::get)) {
+        for read in limit(problems::read(&args.data)?, args.exam.run.limit.map(NonZeroUsize::get)) {
             let text = match form {
                 Form::Sft => format!("{before}{}", read.question),
                 Form::Plain => format!("{before}Question: {}\nAnswer:", read.question),
             };
             let given = prompts.given(&text, form)?;
             let length = room(prompts.context(), given.len(), args.length);
-            match prompts.fit(&read.id, given, length, args.fit.too_long)? {
+            match prompts.fit(&read.id, given, length, args.exam.fit.too_long)? {
                 Some(given) => items.push(Item { id: read.id, reference: read.answer, given, length }),
                 None => skipped += 1,
             }
         }
-        left_out(skipped, args.run.quiet);
+        left_out(skipped, args.exam.run.quiet);
         Ok(Self { prompts, items, samples: args.samples.get(), parity: args.parity, form })
     }
 }
@@ -228,13 +221,13 @@ impl Exam for Gsm8k<'_> {
 /// # Errors
 /// Any [`Error`].
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let mut sampling = args.sampling.sampling(&args.model);
+    let mut sampling = args.exam.sampling.sampling(&args.exam.model);
     if args.samples.get() == 1 {
         greedy_unless_told(&mut sampling);
     }
     let taking = Taking {
-        run: &args.run,
-        model: &args.model,
+        run: &args.exam.run,
+        model: &args.exam.model,
         manner: Manner {
             samples: u32::try_from(args.samples.get()).unwrap_or(u32::MAX),
             corrections: args.self_correction,
@@ -249,6 +242,6 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             "length": args.length,
         }),
     };
-    let files = ModelFiles::find(args.model.model.as_deref())?;
+    let files = ModelFiles::find(args.exam.model.model.as_deref())?;
     take(&files, &taking, context, |prompts| Gsm8k::new(args, prompts), |_, _| Ok(()))
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::args::{FitArgs, RunArgs};
+use super::args::ExamArgs;
 use super::completions::Completions;
 use super::generated::{Exam, Manner, Sampled};
 use super::harness::ITEMS;
@@ -15,7 +15,6 @@ use super::results::About;
 use super::task::{Answer, Metric, Setting, Task};
 use super::{Taking, completions, finish, harness, take};
 use crate::cli::Context;
-use crate::cli::args::{ModelArgs, SamplingArgs};
 use crate::cli::sampling::DEFAULT_STEPS;
 use crate::cli::terminal::note;
 use crate::error::{Error, Result};
@@ -96,13 +95,7 @@ pub struct Args {
     memory: u64,
 
     #[command(flatten)]
-    fit: FitArgs,
-    #[command(flatten)]
-    pub run: RunArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: ModelArgs,
+    pub exam: ExamArgs,
 }
 
 /// A text with a gap.
@@ -134,7 +127,7 @@ const PARITY_LONGEST: usize = 1000;
 
 impl<'a> Infill<'a> {
     fn new(args: &Args, prompts: Prompts<'a>) -> Result<Self> {
-        let most = args.run.limit.map(NonZeroUsize::get);
+        let most = args.exam.run.limit.map(NonZeroUsize::get);
         let sandbox = if args.execute { Some(sandbox(args)?) } else { None };
         let mut this = Self {
             prompts,
@@ -163,7 +156,7 @@ impl<'a> Infill<'a> {
                 }
             }
         }
-        left_out(skipped, args.run.quiet);
+        left_out(skipped, args.exam.run.quiet);
         Ok(this)
     }
 
@@ -183,7 +176,7 @@ impl<'a> Infill<'a> {
         if args.parity && given.len() + free + suffix.len() > PARITY_LONGEST {
             return Ok(1);
         }
-        let Some(prefix) = self.prompts.fit(id, given, free + suffix.len(), args.fit.too_long)? else {
+        let Some(prefix) = self.prompts.fit(id, given, free + suffix.len(), args.exam.fit.too_long)? else {
             return Ok(1);
         };
         self.items.push(Item { id: id.to_owned(), prefix, suffix, middle: middle.to_owned(), free, program });
@@ -326,19 +319,20 @@ fn write_completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()
 
 /// Judges completions that are there already.
 fn judge_file(args: &Args, path: &Path, context: &Context) -> Result<()> {
-    let problems = limit(human_eval::read(&args.data)?, args.run.limit.map(NonZeroUsize::get));
+    let problems = limit(human_eval::read(&args.data)?, args.exam.run.limit.map(NonZeroUsize::get));
     let mut task = Completions::new(path, problems, sandbox(args)?)?;
-    let settings = harness::settings(&args.run, None, &[None], 0)?;
+    let settings = harness::settings(&args.exam.run, None, &[None], 0)?;
     let about = About {
         task: task.name().to_owned(),
         model: path.display().to_string(),
+        source: path.display().to_string(),
         device: "none".into(),
         dtype: "none".into(),
         order: None,
         choices: task.choices(),
         seed: 0,
     };
-    finish(&mut task, &settings, &args.run, context, &about)
+    finish(&mut task, &settings, &args.exam.run, context, &about)
 }
 
 /// Runs it.
@@ -352,15 +346,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if let Some(path) = &args.completions {
         return judge_file(args, path, context);
     }
-    let mut sampling = args.sampling.sampling(&args.model);
+    let mut sampling = args.exam.sampling.sampling(&args.exam.model);
     if args.parity {
         (sampling.temperature, sampling.top_p) = (Some(0.95), Some(0.9));
         sampling.suppress_mask = Some(false);
     }
     let own = if args.parity { 32 } else { DEFAULT_STEPS };
     let taking = Taking {
-        run: &args.run,
-        model: &args.model,
+        run: &args.exam.run,
+        model: &args.exam.model,
         manner: Manner {
             samples: u32::try_from(args.samples.get()).unwrap_or(u32::MAX),
             ..Manner::default()
@@ -374,9 +368,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             "length": args.length, "execute": args.execute,
         }),
     };
-    let files = ModelFiles::find(args.model.model.as_deref())?;
-    let after = |settings: &[Setting]| match (&args.run.output, args.format) {
-        (Some(dir), FormatName::HumanEval) => write_completions(dir, settings, args.run.quiet),
+    let files = ModelFiles::find(args.exam.model.model.as_deref())?;
+    let after = |settings: &[Setting]| match (&args.exam.run.output, args.format) {
+        (Some(dir), FormatName::HumanEval) => write_completions(dir, settings, args.exam.run.quiet),
         _ => Ok(()),
     };
     take(&files, &taking, context, |prompts| Infill::new(args, prompts), |_, settings| after(settings))

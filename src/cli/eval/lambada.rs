@@ -6,13 +6,12 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 
-use super::args::{FitArgs, RunArgs};
+use super::args::ExamArgs;
 use super::generated::{Exam, Manner, Sampled};
 use super::prompts::{Form, Prompts, left_out};
 use super::task::{Answer, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
-use crate::cli::args::{ModelArgs, SamplingArgs};
 use crate::cli::sampling::Sampling;
 use crate::error::Result;
 use crate::eval::formats::{cloze, limit};
@@ -42,13 +41,7 @@ pub struct Args {
     parity: bool,
 
     #[command(flatten)]
-    fit: FitArgs,
-    #[command(flatten)]
-    pub run: RunArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: ModelArgs,
+    pub exam: ExamArgs,
 }
 
 struct Item {
@@ -67,18 +60,18 @@ struct Lambada<'a> {
 impl<'a> Lambada<'a> {
     fn new(args: &Args, prompts: Prompts<'a>) -> Result<Self> {
         let (mut items, mut skipped) = (Vec::new(), 0);
-        for passage in limit(cloze::read(&args.data)?, args.run.limit.map(NonZeroUsize::get)) {
+        for passage in limit(cloze::read(&args.data)?, args.exam.run.limit.map(NonZeroUsize::get)) {
             let context = prompts.encode(&passage.context)?;
             let whole = prompts.encode(&format!("{} {}", passage.context, passage.word))?;
             // The tokens of the whole that the context does not have: the word, as it stands behind the context.
             let free = whole.len().saturating_sub(context.len()).max(1);
             let given = prompts.given(&passage.context, Form::Plain)?;
-            match prompts.fit(&passage.id, given, free, args.fit.too_long)? {
+            match prompts.fit(&passage.id, given, free, args.exam.fit.too_long)? {
                 Some(given) => items.push(Item { id: passage.id, word: passage.word, given, free }),
                 None => skipped += 1,
             }
         }
-        left_out(skipped, args.run.quiet);
+        left_out(skipped, args.exam.run.quiet);
         Ok(Self { prompts, items })
     }
 }
@@ -131,7 +124,7 @@ pub(super) fn greedy_unless_told(sampling: &mut Sampling) {
 /// # Errors
 /// Any [`Error`](crate::Error).
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let mut sampling = args.sampling.sampling(&args.model);
+    let mut sampling = args.exam.sampling.sampling(&args.exam.model);
     if args.parity {
         (sampling.temperature, sampling.top_p) = (Some(1.0), Some(0.9));
         sampling.suppress_mask = Some(false);
@@ -139,8 +132,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     greedy_unless_told(&mut sampling);
     let taking = Taking {
-        run: &args.run,
-        model: &args.model,
+        run: &args.exam.run,
+        model: &args.exam.model,
         manner: Manner { samples: 1, ..Manner::default() },
         both: false,
         steps: sampling.steps,
@@ -148,6 +141,6 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         trace: None,
         choices: json!({"parity": args.parity}),
     };
-    let files = ModelFiles::find(args.model.model.as_deref())?;
+    let files = ModelFiles::find(args.exam.model.model.as_deref())?;
     take(&files, &taking, context, |prompts| Lambada::new(args, prompts), |_, _| Ok(()))
 }

@@ -88,11 +88,11 @@ impl Args {
         match &self.what {
             What::Nelbo(args) => args.run.json,
             What::Mc(args) => args.run.json,
-            What::Lambada(args) => args.run.json,
-            What::Infill(args) => args.run.json,
-            What::Qa(args) => args.run.json,
-            What::Gsm8k(args) => args.run.json,
-            What::Countdown(args) => args.run.json,
+            What::Lambada(args) => args.exam.run.json,
+            What::Infill(args) => args.exam.run.json,
+            What::Qa(args) => args.exam.run.json,
+            What::Gsm8k(args) => args.exam.run.json,
+            What::Countdown(args) => args.exam.run.json,
             What::Unconditional(args) => args.run.json,
             What::Compare(args) => args.json,
         }
@@ -128,7 +128,7 @@ fn finish(
     context: &Context,
     about: &About,
 ) -> Result<()> {
-    let summaries = harness::run(task, settings, &about.model, args, context)?;
+    let summaries = harness::run(task, settings, &about.source, args, context)?;
     if let Some(dir) = &args.output {
         results::write(dir, about, &summaries)?;
         if plot::is_sweep(&summaries) {
@@ -150,12 +150,23 @@ fn about(
     About {
         task: task.name().to_owned(),
         model: files.name.clone(),
+        source: source(files),
         device: engine.device().to_owned(),
         dtype: engine.dtype().to_string(),
         order,
         choices,
         seed,
     }
+}
+
+/// Where a model lies, and how large its weights are: what tells checkpoints of one name apart.
+fn source(files: &ModelFiles) -> String {
+    let path = files.path.as_ref().map_or_else(
+        || files.name.clone(),
+        |path| path.canonicalize().unwrap_or_else(|_| path.clone()).display().to_string(),
+    );
+    let bytes: usize = files.checkpoint.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
+    format!("{path}, {bytes} bytes")
 }
 
 /// How an exam is taken.

@@ -256,6 +256,7 @@ mod tests {
         let about = About {
             task: "t".into(),
             model: "m".into(),
+            source: "m".into(),
             device: "d".into(),
             dtype: "f32".into(),
             order: None,

@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 
-use super::args::{FitArgs, RunArgs};
+use super::args::ExamArgs;
 use super::generated::{Exam, Manner, Sampled};
 use super::lambada::greedy_unless_told;
 use super::prompts::{Form, Prompts, left_out};
 use super::task::{Answer, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
-use crate::cli::args::{ModelArgs, SamplingArgs};
 use crate::cli::terminal::note;
 use crate::error::Result;
 use crate::eval::formats::{limit, questions};
@@ -48,13 +47,7 @@ pub struct Args {
     parity: bool,
 
     #[command(flatten)]
-    fit: FitArgs,
-    #[command(flatten)]
-    pub run: RunArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    model: ModelArgs,
+    pub exam: ExamArgs,
 }
 
 struct Item {
@@ -73,10 +66,10 @@ impl<'a> Questions<'a> {
     fn new(args: &Args, prompts: Prompts<'a>) -> Result<Self> {
         let (mut items, mut skipped) = (Vec::new(), 0);
         let read = questions::read(&args.data)?;
-        if read.unanswerable > 0 && !args.run.quiet {
+        if read.unanswerable > 0 && !args.exam.run.quiet {
             note(&format!("{} questions have no answer and are left out", read.unanswerable));
         }
-        for read in limit(read.items, args.run.limit.map(NonZeroUsize::get)) {
+        for read in limit(read.items, args.exam.run.limit.map(NonZeroUsize::get)) {
             let before = read.context.map_or(String::new(), |c| format!("{c}\n"));
             let text = match args.parity {
                 // Spelled as the released evaluator spells it.
@@ -90,12 +83,12 @@ impl<'a> Questions<'a> {
             }
             let free = args.length.map_or(longest, NonZeroUsize::get);
             let given = prompts.given(&text, Form::Plain)?;
-            match prompts.fit(&read.id, given, free, args.fit.too_long)? {
+            match prompts.fit(&read.id, given, free, args.exam.fit.too_long)? {
                 Some(given) => items.push(Item { id: read.id, answers: read.answers, given, free }),
                 None => skipped += 1,
             }
         }
-        left_out(skipped, args.run.quiet);
+        left_out(skipped, args.exam.run.quiet);
         Ok(Self { prompts, items })
     }
 }
@@ -145,7 +138,7 @@ impl Exam for Questions<'_> {
 /// # Errors
 /// Any [`Error`](crate::Error).
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let mut sampling = args.sampling.sampling(&args.model);
+    let mut sampling = args.exam.sampling.sampling(&args.exam.model);
     if args.parity {
         (sampling.temperature, sampling.top_p) = (Some(0.95), Some(0.9));
         sampling.suppress_mask = Some(false);
@@ -153,8 +146,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     greedy_unless_told(&mut sampling);
     let taking = Taking {
-        run: &args.run,
-        model: &args.model,
+        run: &args.exam.run,
+        model: &args.exam.model,
         manner: Manner { samples: 1, ..Manner::default() },
         both: false,
         steps: sampling.steps,
@@ -162,6 +155,6 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         trace: None,
         choices: json!({"parity": args.parity, "length": args.length}),
     };
-    let files = ModelFiles::find(args.model.model.as_deref())?;
+    let files = ModelFiles::find(args.exam.model.model.as_deref())?;
     take(&files, &taking, context, |prompts| Questions::new(args, prompts), |_, _| Ok(()))
 }

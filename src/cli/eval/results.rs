@@ -90,6 +90,8 @@ fn successes(metric: Metric, pairs: &[(f64, f64)]) -> Option<f64> {
 pub struct About {
     pub task: String,
     pub model: String,
+    /// Where the model lies: names alone are the same for many checkpoints.
+    pub source: String,
     pub device: String,
     pub dtype: String,
     pub order: Option<String>,
