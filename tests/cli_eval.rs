@@ -301,6 +301,19 @@ fn a_run_that_is_interrupted_goes_on_and_ends_as_one_that_was_not() {
 }
 
 #[test]
+fn a_card_gives_the_likelihoods_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.txt");
+    std::fs::write(&file, "the king").unwrap();
+    let args = ["nelbo", "--data", file.to_str().unwrap(), "--draws", "2", "--length", "8"];
+    let [cpu, card] = ["cpu", "simt"].map(|device| results(&[&args[..], &["--device", device]].concat()));
+    for metric in ["nats/token", "unweighted"] {
+        let (a, b) = (value(&cpu, metric), value(&card, metric));
+        assert!((a - b).abs() < 1e-3 * a, "{metric}: {a} and {b}");
+    }
+}
+
+#[test]
 fn a_sweep_draws_a_plot_and_the_report_takes_it() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("swept");

@@ -172,9 +172,9 @@ pub fn show(about: &About, summaries: &[Summary], json: bool) -> Result<()> {
         about.model,
         first.map_or(0, |s| s.items),
         if trials > 1 {
-            format!(", {trials} trials; ± is 95 % over trials")
+            format!(", {trials} trials; in brackets 95 % over trials")
         } else {
-            "; ± is 95 % over items".into()
+            "; in brackets 95 % over items".into()
         }
     ))?;
     println(&table.to_string())?;

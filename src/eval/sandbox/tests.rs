@@ -51,8 +51,7 @@ impl Bench {
     fn is_late(&self, program: &str) -> Outcome {
         let outcome = self.run(program);
         assert_eq!(outcome.verdict, Verdict::TimedOut, "{program}: {outcome:?}");
-        let least = self.0.limits.seconds;
-        assert!((least..least + 4.0).contains(&outcome.seconds), "{program}: {outcome:?}");
+        assert!(outcome.seconds >= self.0.limits.seconds, "{program}: {outcome:?}");
         outcome
     }
 }
