@@ -1,21 +1,14 @@
 //! `lacuna eval infill --execute`: programs that nobody has read are run, counted and stopped. Linux only, as the sandbox is.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
-use std::path::Path;
-use std::process::{Command, Output};
+#[path = "support/eval.rs"]
+mod eval;
 
+use std::path::Path;
+
+use eval::{lacuna, text};
 use lacuna::eval::sandbox::{Limits, Sandbox};
 use serde_json::{Value, json};
-
-fn lacuna(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
-    command.args(args).env_remove("LACUNA_MODEL").env_remove("LACUNA_DEVICE");
-    command.output().expect("the program runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
 
 /// Whether programs can be run here: with Python, under a kernel that filters system calls.
 fn can_run() -> bool {
@@ -42,6 +35,14 @@ fn write(dir: &Path, completions: &[&str]) -> (String, String) {
     (tasks.to_str().unwrap().into(), samples.to_str().unwrap().into())
 }
 
+/// `lacuna eval infill` on programs, which must succeed; what it prints.
+fn infill(tasks: &str, args: &[&str]) -> String {
+    let base = ["eval", "infill", "--format", "humaneval", "--data", tasks, "--execute"];
+    let output = lacuna(&[&base[..], args].concat());
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
 fn rows(path: &Path) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
@@ -51,6 +52,9 @@ fn programs_that_loop_fork_or_fill_memory_are_stopped_and_counted() {
     if !can_run() {
         return;
     }
+    let dir = tempfile::tempdir().unwrap();
+    let written = dir.path().join("written");
+    let writes = format!("    open({:?}, 'w')", written.to_str().unwrap());
     let cases = [
         ("    return 1", "passed"),
         ("    return 2", "failed"),
@@ -63,36 +67,30 @@ fn programs_that_loop_fork_or_fill_memory_are_stopped_and_counted() {
         ("    import os, signal\n    os.kill(os.getppid(), signal.SIGKILL)", "forbidden"),
         ("    while True: print('x' * 65536)", "timed-out"),
         ("    import sys\n    sys.exit(0)", "failed"),
-        ("    open('/tmp/lacuna-was-here', 'w')", "forbidden"),
+        (writes.as_str(), "forbidden"),
     ];
-    let dir = tempfile::tempdir().unwrap();
     let (tasks, samples) = write(dir.path(), &cases.map(|c| c.0));
     let out = dir.path().join("out");
-    let output = lacuna(&[
-        "eval",
-        "infill",
-        "--format",
-        "humaneval",
-        "--data",
+    let printed = infill(
         &tasks,
-        "--completions",
-        &samples,
-        "--execute",
-        "--timeout",
-        "3",
-        "--memory",
-        "512",
-        "-o",
-        out.to_str().unwrap(),
-        "--json",
-    ]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+        &[
+            "--completions",
+            &samples,
+            "--timeout",
+            "3",
+            "--memory",
+            "512",
+            "-o",
+            out.to_str().unwrap(),
+            "--json",
+        ],
+    );
     let items = rows(&out.join("items.jsonl"));
     for ((program, verdict), item) in cases.iter().zip(&items) {
         assert_eq!(item["verdicts"], json!([verdict]), "{program}: {}", item["messages"]);
     }
-    assert!(!Path::new("/tmp/lacuna-was-here").exists());
-    let lines: Vec<Value> = text(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(!written.exists());
+    let lines: Vec<Value> = printed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let share = |metric: &str| {
         lines.iter().find(|l| l["metric"] == metric).unwrap()["value"].as_f64().unwrap() * 12.0
     };
@@ -111,44 +109,17 @@ fn what_a_model_writes_is_run_and_written_in_the_benchmarks_form() {
     let dir = tempfile::tempdir().unwrap();
     let (tasks, _) = write(dir.path(), &["", ""]);
     let out = dir.path().join("out");
-    let output = lacuna(&[
-        "eval",
-        "infill",
-        "--format",
-        "humaneval",
-        "--data",
-        &tasks,
-        "--execute",
-        "--samples",
-        "2",
-        "--steps",
-        "4",
-        "-o",
-        out.to_str().unwrap(),
-        "--json",
-    ]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    infill(&tasks, &["--samples", "2", "--steps", "4", "-o", out.to_str().unwrap(), "--json"]);
     let samples = out.join("completions-T4-seed0.jsonl");
     let lines = rows(&samples);
     let ids: Vec<&str> = lines.iter().map(|l| l["task_id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["t/0", "t/0", "t/1", "t/1"]);
     assert!(lines.iter().all(|l| l["completion"].is_string()));
     // Judged again from the file they come to the same.
-    let output = lacuna(&[
-        "eval",
-        "infill",
-        "--format",
-        "humaneval",
-        "--data",
+    infill(
         &tasks,
-        "--completions",
-        samples.to_str().unwrap(),
-        "--execute",
-        "-o",
-        dir.path().join("again").to_str().unwrap(),
-        "-q",
-    ]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+        &["--completions", samples.to_str().unwrap(), "-o", dir.path().join("again").to_str().unwrap(), "-q"],
+    );
     let verdicts =
         |dir: &Path| rows(&dir.join("items.jsonl")).iter().map(|r| r["verdicts"].clone()).collect::<Vec<_>>();
     assert_eq!(verdicts(&out), verdicts(&dir.path().join("again")));

@@ -41,7 +41,8 @@ from compare.setup import ROOT, find_lacuna, processor
 from experiment.conditions import CONDITIONS, CONFIDENCE
 from experiment.figure import plot, use_matplotlib
 from experiment.results import analyse, describe_model, read_log
-from experiment.words import generated, insert, verdict
+from experiment.document import insert
+from experiment.words import generated, verdict
 
 # What lacuna pack --held-out calls its second file.
 HELD_OUT = "{stem}-held-out{suffix}"
@@ -245,7 +246,7 @@ def report(args, runs):
     result = {"about": about} | analyse(args, runs)
     path = args.docs / "adaptation.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    insert(args.docs / "adaptation.md", generated(about, result))
+    insert(args.docs / "adaptation.md", "adaptation", generated(about, result))
     subprocess.run([sys.executable, __file__, "--plot", str(path)], check=True)
     print(verdict(result))
 

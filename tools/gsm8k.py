@@ -18,7 +18,6 @@ examples:
 import argparse
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -26,8 +25,9 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare.setup import ROOT, find_lacuna, processor
+from experiment.document import insert
+from experiment.running import run
 
-MARKERS = "<!-- gsm8k: begin -->", "<!-- gsm8k: end -->"
 HELD_OUT = 200  # of the training problems, to validate on
 
 
@@ -55,19 +55,6 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def run(args, command):
-    words = [str(word) for word in command]
-    if args.dry_run:
-        print(shlex.join(words))
-        return
-    code = subprocess.run(words, stdout=subprocess.DEVNULL).returncode
-    if code == 130:
-        print("stopped; the same command goes on", file=sys.stderr)
-        raise SystemExit(130)
-    if code != 0:
-        raise SystemExit(f"{shlex.join(words)}\nfailed with {code}")
-
-
 def train(args):
     folder = args.work / "run"
     command = [args.lacuna, "sft", "--output", folder, "--device", args.device]
@@ -83,7 +70,7 @@ def train(args):
         command += ["--save-every", args.ask, "--keep-last", args.steps // args.ask + 1, "--validate-every", args.ask]
         command += ["--validation-sequences", 32, "--validation-draws", 2]
         command += [] if args.train_embedding else ["--freeze-embedding"]
-    run(args, command)
+    run(command, args.dry_run)
     return folder
 
 
@@ -95,13 +82,13 @@ def ask(args, folder, step):
         if step:
             model = args.work / "merged"
             shutil.rmtree(model, ignore_errors=True)
-            run(args, [args.lacuna, "merge", "--model", args.model, "--adapter", folder / f"checkpoints/step-{step}",
-                       "--output", model])  # fmt: skip
+            adapter = folder / f"checkpoints/step-{step}"
+            run([args.lacuna, "merge", "--model", args.model, "--adapter", adapter, "--output", model], args.dry_run)
         # The canvas is as long as those that were trained on: the rest of an answer is end tokens.
         command = [args.lacuna, "eval", "gsm8k", "--model", model, "--mask-id", args.mask_id, "--form", "sft"]
         command += ["--data", args.work / "test.jsonl", "--limit", args.problems, "--length", args.answer, "-T", args.denoise]
         command += ["--too-long", "skip", "--output", out, "--device", args.device]
-        run(args, [*command, "--resume"] if out.exists() else command)
+        run([*command, "--resume"] if out.exists() else command, args.dry_run)
     if args.dry_run:
         return None
     lines = {line["metric"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
@@ -136,14 +123,6 @@ def words(args, about, asked, measured):
         "|---:|---:|---:|---:|---:|---:|",
         *rows,
     ])  # fmt: skip
-
-
-def insert(document, text):
-    old = document.read_text()
-    begin, end = (old.find(marker) for marker in MARKERS)
-    if not 0 <= begin < end:
-        raise SystemExit(f"{document}: expected the lines {MARKERS[0]} and {MARKERS[1]}, in this order")
-    document.write_text(old[: begin + len(MARKERS[0])] + "\n" + text + "\n" + old[end:])
 
 
 def arguments():
@@ -198,7 +177,7 @@ def main():
     result = {"about": about, "settings": settings, "asked": asked, "validations": list(measured.values())}
     (args.docs / "gsm8k.json").write_text(json.dumps(result, indent=1) + "\n")
     shutil.copyfile(folder / "loss.svg", args.docs / "gsm8k-loss.svg")
-    insert(args.docs / "gsm8k.md", words(args, about, asked, measured))
+    insert(args.docs / "gsm8k.md", "gsm8k", words(args, about, asked, measured))
     print(words(args, about, asked, measured))
 
 

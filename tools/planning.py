@@ -22,7 +22,6 @@ examples:
 import argparse
 import json
 import math
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -31,8 +30,9 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare.setup import ROOT, find_lacuna, processor
+from experiment.document import insert
+from experiment.running import run
 
-MARKERS = "<!-- planning: begin -->", "<!-- planning: end -->"
 KINDS = ["diffusion", "autoregressive"]
 # Student's t, two-sided 95 %, by degrees of freedom.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -62,21 +62,7 @@ def data(args):
         if not path.exists():
             command = [args.lacuna, "data", "countdown", "--numbers", args.numbers, "--split", split]
             command += ["--count", count, "--seed", seed, "--output", path, "--quiet"]
-            run(args, command)
-
-
-def run(args, command):
-    """Runs a command to its end."""
-    words = [str(word) for word in command]
-    if args.dry_run:
-        print(shlex.join(words))
-        return
-    result = subprocess.run(words, stdout=subprocess.PIPE, text=True)
-    if result.returncode == 130:
-        print("stopped; the same command goes on", file=sys.stderr)
-        raise SystemExit(130)
-    if result.returncode != 0:
-        raise SystemExit(f"{shlex.join(words)}\nfailed with {result.returncode}")
+            run(command, args.dry_run)
 
 
 def trained(folder, steps):
@@ -103,7 +89,7 @@ def train(args, kind, seed):
             command += ["--time-weight", "linear", "--focal-alpha", "0.25", "--focal-gamma", args.gamma]
         else:
             command += ["--pad", "none"]
-    run(args, command)
+    run(command, args.dry_run)
     return folder / f"checkpoints/step-{args.steps}"
 
 
@@ -120,7 +106,7 @@ def ask(args, kind, seed, model, name, flags):
     if not (out / "results.jsonl").exists():
         command = [args.lacuna, "eval", "countdown", "--model", model, "--data", args.work / "test.jsonl"]
         command += ["--output", out, "--seed", seed, *flags, *args.machine]
-        run(args, [*command, "--resume"] if out.exists() else command)
+        run([*command, "--resume"] if out.exists() else command, args.dry_run)
     if args.dry_run:
         return None
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -182,14 +168,6 @@ def words(args, result):
         if len(args.seeds) > 1
         else "One seed: no intervals.",
     ])  # fmt: skip
-
-
-def insert(document, text):
-    old = document.read_text()
-    begin, end = (old.find(marker) for marker in MARKERS)
-    if not 0 <= begin < end:
-        raise SystemExit(f"{document}: expected the lines {MARKERS[0]} and {MARKERS[1]}, in this order")
-    document.write_text(old[: begin + len(MARKERS[0])] + "\n" + text + "\n" + old[end:])
 
 
 def arguments():
@@ -275,7 +253,7 @@ def main():
     ]
     result = {"about": about, "seeds": seeds, "rows": rows}
     (args.docs / "planning.json").write_text(json.dumps(result, indent=1) + "\n")
-    insert(args.docs / "planning.md", words(args, result))
+    insert(args.docs / "planning.md", "planning", words(args, result))
     print(words(args, result))
 
 

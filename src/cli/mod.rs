@@ -15,6 +15,7 @@ mod generate;
 mod infill;
 mod inspect;
 mod interrupt;
+mod journal;
 mod marks;
 mod merge;
 mod pack;

@@ -1,7 +1,5 @@
 """The generated part of the document: tables, and a sentence on the order that was found."""
 
-MARKERS = "<!-- adaptation: begin -->", "<!-- adaptation: end -->"
-
 
 def plus_minus(mean, half, sign=""):
     return f"{mean:{sign}.3f}".replace("-", "\u2212") + ("" if half is None else f" ± {half:.3f}")
@@ -79,12 +77,3 @@ def generated(about, result):
         f"The standard error of one NELBO over the held-out sequences is at most {error:.3f}; it is common to all runs, which"
         " are measured on the same sequences and masks, and so it is in no interval above.",
     ])  # fmt: skip
-
-
-def insert(document, text):
-    """Puts the text between the markers of the document."""
-    old = document.read_text()
-    begin, end = (old.find(marker) for marker in MARKERS)
-    if not 0 <= begin < end or any(old.count(marker) != 1 for marker in MARKERS):
-        raise SystemExit(f"{document}: expected the lines {MARKERS[0]} and {MARKERS[1]} once each, in this order")
-    document.write_text(old[: begin + len(MARKERS[0])] + "\n" + text + "\n" + old[end:])

@@ -1,7 +1,7 @@
 //! `lacuna batch`: many requests from JSON lines, each with parameters of its own.
 
 mod line;
-pub(super) mod sink;
+mod sink;
 mod tap;
 
 use std::collections::HashSet;
@@ -13,12 +13,13 @@ use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
 use self::line::{Line, Source};
-use self::sink::{Journal, Sink, fingerprint};
+use self::sink::Sink;
 use self::tap::{Job, Tap};
 use super::Context;
 use super::args::{ModelArgs, SamplingArgs};
 use super::common::{Speller, check_mask, gap_canvases, prompt_canvas};
 use super::engine::Held;
+use super::journal::{Journal, fingerprint};
 use super::sampling::Sampling;
 use super::terminal::{note, println};
 use super::{device, run as driver};

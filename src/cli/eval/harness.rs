@@ -9,7 +9,7 @@ use super::args::{MOST_UNITS, RunArgs, at_most};
 use super::results::Summary;
 use super::task::{Answer, Metric, Setting, Task};
 use crate::cli::Context;
-use crate::cli::batch::sink::{Journal, fingerprint};
+use crate::cli::journal::{Journal, fingerprint};
 use crate::cli::terminal::note;
 use crate::error::{Error, Result};
 use crate::io::AtomicFile;

@@ -10,18 +10,9 @@ use super::results::{About, Summary};
 use super::task::Unit;
 use crate::error::{Error, Result};
 use crate::io::AtomicFile;
+use crate::profile::report::chart::{COLOURS, GRID, TEXT};
 
 const SIZE: (u32, u32) = (960, 760);
-const TEXT: RGBColor = RGBColor(40, 40, 40);
-const GRID: RGBColor = RGBColor(225, 225, 225);
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(31, 119, 180),
-    RGBColor(214, 84, 12),
-    RGBColor(42, 140, 74),
-    RGBColor(142, 68, 173),
-    RGBColor(154, 116, 0),
-    RGBColor(194, 37, 92),
-];
 
 /// Whether there are several T to be drawn.
 pub fn is_sweep(summaries: &[Summary]) -> bool {

@@ -21,8 +21,8 @@ pub const MAX_MARKS: usize = 2000;
 /// Most lines of a figure.
 pub const MAX_LINES: usize = 24;
 
-const TEXT: RGBColor = RGBColor(40, 40, 40);
-const GRID: RGBColor = RGBColor(225, 225, 225);
+pub const TEXT: RGBColor = RGBColor(40, 40, 40);
+pub const GRID: RGBColor = RGBColor(225, 225, 225);
 /// What lines and marks are drawn in, in turn. The page (`page.css`) has another for each, on a dark ground.
 pub const COLOURS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),

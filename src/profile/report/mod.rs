@@ -1,7 +1,7 @@
 //! A page of what was measured: rooflines, speeds, latencies, quality and training curves, with the numbers behind them. One file
 //! that needs nothing but a browser. `docs/report.md` says what it is made of.
 
-mod chart;
+pub(crate) mod chart;
 mod figures;
 mod input;
 mod numbers;
