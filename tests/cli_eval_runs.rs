@@ -69,9 +69,14 @@ fn a_run_that_is_interrupted_goes_on_and_ends_as_one_that_was_not() {
     assert!(!part.exists());
     assert_eq!(timeless(&cut.join("items.jsonl")), timeless(&whole.join("items.jsonl")));
     assert_eq!(timeless(&cut.join("results.jsonl")), timeless(&whole.join("results.jsonl")));
-    // What is there is not written over.
-    let output = command(&whole, TRIALS, &[]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    // What is there is not written over, and a finished run does not begin anew.
+    let before = std::fs::read(whole.join("items.jsonl")).unwrap();
+    for more in [&[][..], &["--resume"]] {
+        let output = command(&whole, TRIALS, more).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("finished evaluation"), "{}", text(&output.stderr));
+    }
+    assert_eq!(std::fs::read(whole.join("items.jsonl")).unwrap(), before);
 }
 
 #[test]

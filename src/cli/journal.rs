@@ -35,9 +35,7 @@ impl Journal {
     pub fn open(target: &Path, fingerprint: u64, resume: bool, unordered: bool) -> Result<Self> {
         // Whether the file can be written is found out before the work, not after it.
         AtomicFile::probe(target)?;
-        let mut name = target.as_os_str().to_owned();
-        name.push(".part");
-        let path = PathBuf::from(name);
+        let path = path_of(target);
         let header = json!({"lacuna_batch": 1, "fingerprint": format!("{fingerprint:016x}")}).to_string();
         let fail = |e| Error::io("open", &path, e);
         let found = path.try_exists().map_err(fail)?;
@@ -63,6 +61,11 @@ impl Journal {
             file.write_all(format!("{header}\n").as_bytes()).map_err(fail)?;
         }
         Ok(Self { target: target.to_owned(), path, file, unordered, synced: Instant::now(), done, failed })
+    }
+
+    /// Whether there is a journal of `target`: a run that is not finished.
+    pub fn is_begun(target: &Path) -> bool {
+        path_of(target).exists()
     }
 
     /// The lines that a journal holds, and how many of them failed; leaves the file at the end of the last whole line, with
@@ -195,6 +198,13 @@ impl Journal {
         drop(reader);
         std::fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, e))
     }
+}
+
+/// Where the journal of `target` is.
+fn path_of(target: &Path) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(".part");
+    PathBuf::from(name)
 }
 
 /// Whether a process has the file open as its journal.

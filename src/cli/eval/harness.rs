@@ -59,7 +59,8 @@ pub fn settings(
 /// Most trials.
 const MOST_TRIALS: usize = 10_000;
 
-/// Runs a task under settings; a summary for each T and metric.
+/// Runs a task under settings: a summary for each T and metric, and the journal of a run with an output, which is to be finished
+/// once all else is written: until then `--resume` goes on with it.
 ///
 /// # Errors
 /// [`Error::Request`] without items; [`Error::Cancelled`] after Ctrl-C, when what is done has been kept; those of the task
@@ -70,7 +71,7 @@ pub fn run(
     model: &str,
     args: &RunArgs,
     context: &Context,
-) -> Result<Vec<Summary>> {
+) -> Result<(Vec<Summary>, Option<Journal>)> {
     let (ids, metrics) = (task.ids(), task.metrics().to_vec());
     if ids.is_empty() {
         return Err(Error::request(format!("{}: there is nothing to evaluate: 0 items", task.name())));
@@ -130,11 +131,8 @@ pub fn run(
         }
     }
     bar.finish_and_clear();
-    if let Some(journal) = journal {
-        journal.finish()?;
-    }
     let rows: Vec<Row> = rows.into_iter().flatten().collect();
-    Ok(summaries(&metrics, settings, &rows, ids.len()))
+    Ok((summaries(&metrics, settings, &rows, ids.len()), journal))
 }
 
 /// What a stop leaves behind.
@@ -155,7 +153,7 @@ fn stopped(error: Error, journal: Option<Journal>, args: &RunArgs, rows: &[Optio
 
 fn open(dir: &Path, task: &dyn Task, settings: &[Setting], model: &str, args: &RunArgs) -> Result<Journal> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-    if dir.join(RESULTS).exists() && !args.resume {
+    if dir.join(RESULTS).exists() && !Journal::is_begun(&dir.join(ITEMS)) {
         return Err(Error::request(format!(
             "{} holds the results of a finished evaluation; name another --output, or delete it",
             dir.display()

@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::args::{FitArgs, MOST_DRAWS, RunArgs, at_most};
-use super::prompts::{Prompts, left_out};
+use super::prompts::{Prompts, fingerprint_of, left_out};
 use super::task::{Answer, Better, Metric, Setting, Task};
 use super::{about, finish, harness};
 use crate::cli::args::ModelArgs;
@@ -290,6 +290,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let choices = json!({
         "format": format!("{:?}", args.format), "scoring": format!("{scoring:?}"), "parity": args.parity,
         "mask_id": mask_id, "shift": shift, "data": args.data.display().to_string(),
+        "tokens": fingerprint_of(items.iter().flat_map(|i| &i.options).flat_map(|o| o.ids.iter().copied())),
     });
     let mut task =
         MultipleChoice { model: engine.likelihood(), items, rule, metrics, round, choices: choices.clone() };

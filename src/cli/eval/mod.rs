@@ -30,6 +30,7 @@ use super::Context;
 use super::args::ModelArgs;
 use super::common::{Speller, check_mask};
 use super::engine::Engine;
+use super::journal::Journal;
 use super::sampling::{Sampling, order_name};
 use super::trace::{Form as TraceForm, Recording};
 use super::{device, terminal};
@@ -128,13 +129,14 @@ fn finish(
     context: &Context,
     about: &About,
 ) -> Result<()> {
-    let summaries = harness::run(task, settings, &about.source, args, context)?;
+    let (summaries, journal) = harness::run(task, settings, &about.source, args, context)?;
     if let Some(dir) = &args.output {
         results::write(dir, about, &summaries)?;
         if plot::is_sweep(&summaries) {
             plot::write(&dir.join(harness::PLOT), about, &summaries)?;
         }
     }
+    journal.map_or(Ok(()), Journal::finish)?;
     results::show(about, &summaries, args.json)
 }
 

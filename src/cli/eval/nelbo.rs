@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::args::{MOST_DRAWS, RunArgs, at_most};
-use super::prompts::Prompts;
+use super::prompts::{Prompts, fingerprint_of};
 use super::task::{Answer, Better, Metric, Setting, Task, Unit};
 use super::{about, finish, harness};
 use crate::cli::args::ModelArgs;
@@ -102,6 +102,8 @@ struct Nelbo<'a> {
     ar: bool,
     round: usize,
     data: String,
+    /// A fingerprint of all sequences.
+    tokens: u64,
     /// What was scored under the last setting, for the part of the error that is of draws.
     scored: Vec<Scored>,
 }
@@ -169,7 +171,7 @@ impl Task for Nelbo<'_> {
 
     fn choices(&self) -> Value {
         json!({"times": format!("{:?}", self.estimator.times), "ar": self.ar, "data": self.data,
-            "shift": self.estimator.shift, "mask_id": self.estimator.mask_id})
+            "tokens": self.tokens, "shift": self.estimator.shift, "mask_id": self.estimator.mask_id})
     }
 
     fn round(&self) -> usize {
@@ -266,6 +268,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     ];
     let round = (8 * engine.worthwhile_rows() / length / draws).max(1);
     let data = args.data.display().to_string();
+    let tokens = fingerprint_of(sequences.iter().flat_map(|s| s.text.ids.iter().copied()));
     let mut task = Nelbo {
         model: engine.likelihood(),
         sequences,
@@ -274,6 +277,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ar: args.ar,
         round,
         data,
+        tokens,
         scored: Vec::new(),
     };
     let settings = harness::settings(&args.run, Some(draws), &[None], args.seed)?;

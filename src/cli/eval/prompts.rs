@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use super::args::TooLong;
+use crate::cli::journal::fingerprint;
 use crate::error::{Error, Result};
 use crate::io::{ModelFiles, Tokenizer};
 
@@ -109,6 +110,12 @@ impl<'a> Prompts<'a> {
             ))),
         }
     }
+}
+
+/// Tells items apart by their tokens, for journals.
+pub fn fingerprint_of(ids: impl Iterator<Item = u32>) -> u64 {
+    let bytes: Vec<u8> = ids.flat_map(u32::to_le_bytes).collect();
+    fingerprint(&[&bytes])
 }
 
 /// Says how many items were left out.
