@@ -198,6 +198,23 @@ fn countdown_data_are_problems_and_the_planner_is_checked() {
     fails(&["data", "countdown", "--count", "0"], 2, "--count 0");
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_no_half_written_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    command.args(["data", "countdown", "--numbers", "5", "--count", "100000000", "-q", "-o"]);
+    let mut child =
+        command.arg(dir.path().join("t.jsonl")).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let files = || std::fs::read_dir(dir.path()).unwrap().count();
+    while files() == 0 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(files(), 0);
+}
+
 #[test]
 fn traces_of_evaluations_mark_what_was_changed() {
     let dir = tempfile::tempdir().unwrap();

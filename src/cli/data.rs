@@ -101,6 +101,9 @@ struct CountdownArgs {
 /// Candidates without a new problem, after which there are taken to be no more.
 const PATIENCE: u32 = 5_000_000;
 
+/// Candidates between two looks at the clock and at Ctrl-C: with six numbers one takes milliseconds.
+const LOOK: u32 = 64;
+
 /// Runs `data`.
 ///
 /// # Errors
@@ -143,6 +146,8 @@ fn countdown(args: &CountdownArgs, context: &Context) -> Result<()> {
     if args.json && !to_file {
         return Err(Error::request("--json is about a file; name it with -o FILE"));
     }
+    // From here on there is a file to be cleared away.
+    context.interrupt.hold();
     let mut file = if to_file { Some(AtomicFile::create(&args.output)?) } else { None };
     let mut problems = Problems::new(rules, split, args.seed);
     let mut seen: HashSet<(Vec<u64>, u64)> = HashSet::new();
@@ -152,7 +157,7 @@ fn countdown(args: &CountdownArgs, context: &Context) -> Result<()> {
     while seen.len() < args.count {
         let candidate = problems.candidate();
         let looked = problems.looked_at();
-        if looked.is_multiple_of(4096) {
+        if looked.is_multiple_of(LOOK) {
             context.interrupt.check()?;
             bar.set_position(seen.len() as u64);
         }

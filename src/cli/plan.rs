@@ -11,7 +11,7 @@ use super::eval::countdown::{STEPS, surest_first};
 use super::record::failure;
 use super::run::Session;
 use super::sampling::Sampling;
-use super::terminal::{note, println};
+use super::terminal::{note, printable, println};
 use super::trace::{Recording, Run};
 use crate::error::{Error, Result};
 use crate::eval::countdown::{FEWEST, MOST, Problem, check, solve, written};
@@ -116,7 +116,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 solved = Some(equations);
                 break;
             }
-            Err(fault) if !args.output.quiet && tried <= 3 => note(&format!("try {tried}: {last}: {fault}")),
+            Err(fault) if !args.output.quiet && tried <= 3 => {
+                note(&format!("try {tried}: {}: {fault}", printable(&last)))
+            }
             Err(_) => {}
         }
     }

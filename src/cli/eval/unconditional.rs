@@ -68,6 +68,24 @@ struct Unconditional<'a, 'j> {
     under: Option<String>,
 }
 
+impl<'a, 'j> Unconditional<'a, 'j> {
+    fn new(args: &Args, prompts: Prompts<'a>, judge: Option<Judge<'j>>) -> Result<Self> {
+        let name = &prompts.files.name;
+        let room = prompts.context().saturating_sub(1);
+        let length = args.length.map_or(room.min(DEFAULT_LENGTH), NonZeroUsize::get);
+        if length == 0 || length > room {
+            return Err(Error::request(format!(
+                "--length {length}: expected 1 to {room}, as the context of {name} allows"
+            )));
+        }
+        let opening = prompts.opening(true).ok_or_else(|| {
+            Error::request(format!("{name} names neither bos_token_id nor eos_token_id to begin from"))
+        })?;
+        let (samples, under) = (args.samples.get(), args.under.clone());
+        Ok(Self { prompts, judge, samples, length, opening, under })
+    }
+}
+
 impl Exam for Unconditional<'_, '_> {
     fn name(&self) -> &str {
         "unconditional"
@@ -148,33 +166,5 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         choices: json!({"under": args.under, "length": args.length}),
     };
     let files = ModelFiles::find(args.model.model.as_deref())?;
-    let exam = |prompts: Prompts<'_>| {
-        let room = prompts.context().saturating_sub(1);
-        let length = args.length.map_or(room.min(DEFAULT_LENGTH), NonZeroUsize::get);
-        if length == 0 || length > room {
-            return Err(Error::request(format!(
-                "--length {length}: expected 1 to {room}, as the context of {} allows",
-                files.name
-            )));
-        }
-        let opening = prompts.opening(true).ok_or_else(|| {
-            Error::request(format!(
-                "{} names neither bos_token_id nor eos_token_id to begin from",
-                files.name
-            ))
-        })?;
-        Ok(opening).map(|opening| (length, opening))
-    };
-    let make = |prompts| {
-        let (length, opening) = exam(Prompts::new(&files)?)?;
-        Ok(Unconditional {
-            prompts,
-            judge,
-            samples: args.samples.get(),
-            length,
-            opening,
-            under: args.under.clone(),
-        })
-    };
-    take(&files, &taking, context, make, |_, _| Ok(()))
+    take(&files, &taking, context, |prompts| Unconditional::new(args, prompts, judge), |_, _| Ok(()))
 }
