@@ -63,7 +63,8 @@ def train(args):
     if list(folder.glob("checkpoints/step-*")):
         command += ["--resume"]
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint there is nothing to go on from
+        if not args.dry_run:
+            shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint there is nothing to go on from
         command += ["--model", args.model, "--data", args.work / "train.jsonl", "--validation", args.work / "held-out.jsonl"]
         command += ["--mask-id", args.mask_id, "--lora-rank", args.rank, "--length", args.length, "--too-long", "skip"]
         command += ["--batch", args.batch, "--steps", args.steps, "--lr", args.lr, "--seed", args.seed]
@@ -81,7 +82,8 @@ def ask(args, folder, step):
         model = args.model
         if step:
             model = args.work / "merged"
-            shutil.rmtree(model, ignore_errors=True)
+            if not args.dry_run:
+                shutil.rmtree(model, ignore_errors=True)
             adapter = folder / f"checkpoints/step-{step}"
             run([args.lacuna, "merge", "--model", args.model, "--adapter", adapter, "--output", model], args.dry_run)
         # The canvas is as long as those that were trained on: the rest of an answer is end tokens.

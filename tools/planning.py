@@ -14,6 +14,7 @@ from its last checkpoint. Ctrl-C stops after the step at hand.
 
 examples:
   tools/planning.py                                three numbers, seeds 0 1 2, on the CPU
+  tools/planning.py --jobs 2 --threads 1           the same, two models at a time
   tools/planning.py --dry-run
   tools/planning.py --numbers 4 --layers 3 --width 384 --heads 6 --length 58 --batch 1024 --device cuda
   tools/planning.py --report-only
@@ -26,12 +27,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare.setup import ROOT, find_lacuna, processor
 from experiment.document import insert
-from experiment.running import run
+from experiment.running import at_a_time, run
 
 KINDS = ["diffusion", "autoregressive"]
 # Student's t, two-sided 95 %, by degrees of freedom.
@@ -81,7 +83,8 @@ def train(args, kind, seed):
     if list(folder.glob("checkpoints/step-*")):
         command += ["--resume"]
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint there is nothing to go on from
+        if not args.dry_run:
+            shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint there is nothing to go on from
         command += ["--from-scratch", "--model", args.work / "shape", "--data", args.work / "train.jsonl"]
         command += ["--length", args.length, "--batch", args.batch, "--steps", args.steps, "--lr", args.lr]
         command += ["--weight-decay", "0.01", "--seed", seed, "--save-every", max(args.steps // 20, 1)]
@@ -89,7 +92,7 @@ def train(args, kind, seed):
             command += ["--time-weight", "linear", "--focal-alpha", "0.25", "--focal-gamma", args.gamma]
         else:
             command += ["--pad", "none"]
-    run(command, args.dry_run)
+    run([*command, *args.quiet], args.dry_run)
     return folder / f"checkpoints/step-{args.steps}"
 
 
@@ -105,7 +108,7 @@ def ask(args, kind, seed, model, name, flags):
     out = args.work / f"eval-{kind}-seed{seed}-{name}"
     if not (out / "results.jsonl").exists():
         command = [args.lacuna, "eval", "countdown", "--model", model, "--data", args.work / "test.jsonl"]
-        command += ["--output", out, "--seed", seed, *flags, *args.machine]
+        command += ["--output", out, "--seed", seed, *flags, *args.machine, *args.quiet]
         run([*command, "--resume"] if out.exists() else command, args.dry_run)
     if args.dry_run:
         return None
@@ -117,6 +120,19 @@ def ask(args, kind, seed, model, name, flags):
          "nfe": l["nfe"], "seconds": l["seconds"]}
         for l in accuracy
     ]  # fmt: skip
+
+
+def of(args, kind, seed):
+    """One model: trained, and asked."""
+    model = trained(args.work / f"{kind}-seed{seed}", args.steps)
+    if model is None and args.report_only:
+        raise SystemExit(f"{kind}, seed {seed}: there is no checkpoint of step {args.steps} in {args.work}")
+    model = model or train(args, kind, seed)
+    if kind == "autoregressive":
+        return ask(args, kind, seed, model, "greedy", ["--ar", "--greedy"])
+    found = ask(args, kind, seed, model, "remask", ["--self-correction"])
+    sweep = ask(args, kind, seed, model, "sweep", ["--t-sweep", "1,2,4,8,16,32"])
+    return found and found + sweep
 
 
 def over(values):
@@ -158,7 +174,8 @@ def words(args, result):
         f" parameters; {args.train} training problems, {args.steps} steps of {args.batch}, peak learning rate {args.lr:g};"
         f" {args.test} test problems; seeds {', '.join(map(str, args.seeds))}; {about['lacuna']}, {about['processor']}."
         f" A training takes {about['minutes']['diffusion']:.0f} minutes (diffusion) and"
-        f" {about['minutes']['autoregressive']:.0f} (autoregressive) there.",
+        f" {about['minutes']['autoregressive']:.0f} (autoregressive) there"
+        + (f", {about['jobs']} at a time." if about["jobs"] > 1 else "."),
         "",
         "| model, decoding | NFE | solved | of each seed | true equations | time for all |",
         "|---|---:|---:|---|---:|---:|",
@@ -175,14 +192,15 @@ def arguments():
     whole = [("numbers", 3, "numbers of a problem"), ("train", 300_000, "training problems"), ("test", 1000, "test problems"),
              ("steps", 8000, "of every training"), ("batch", 128, "problems of a step"), ("layers", 4, "of the shape"),
              ("width", 128, "of the shape"), ("heads", 2, "of the shape"),
-             ("length", 38, "tokens of the canvas, problem and solution")]  # fmt: skip
+             ("length", 38, "tokens of the canvas, problem and solution"),
+             ("jobs", 1, "models at a time; small ones train faster as --jobs 2 --threads 1 than one after the other")]  # fmt: skip
     for name, default, what in whole:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default {default})")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
     parser.add_argument("--gamma", type=float, default=1.0, help="of the focal token weight (default 1)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="(default 0 1 2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of every job (default: all)")
     parser.add_argument("--lacuna", metavar="FILE", help="the binary (default: cargo's release build, brought up to date)")
     parser.add_argument("--work", type=Path, default=ROOT / "target/planning", metavar="DIR",
                         help="where data and runs are kept (default target/planning)")
@@ -197,6 +215,7 @@ def arguments():
         parser.error("--heads divides --width, and no seed is there twice")
     args.work = args.work.resolve()
     args.machine = ["--device", args.device, *(["--threads", args.threads] if args.threads else [])]
+    args.quiet = ["--quiet"] if args.jobs > 1 else []
     return args
 
 
@@ -226,25 +245,17 @@ def main():
         shape(args)
     if not args.report_only:
         data(args)
-    seeds = {}
-    for seed in args.seeds:
-        seeds[str(seed)] = {}
-        for kind in KINDS:
-            model = trained(args.work / f"{kind}-seed{seed}", args.steps)
-            if model is None and args.report_only:
-                raise SystemExit(f"{kind}, seed {seed}: there is no checkpoint of step {args.steps} in {args.work}")
-            model = model or train(args, kind, seed)
-            if kind == "diffusion":
-                found = ask(args, kind, seed, model, "remask", ["--self-correction"])
-                found = found and found + ask(args, kind, seed, model, "sweep", ["--t-sweep", "1,2,4,8,16,32"])
-            else:
-                found = ask(args, kind, seed, model, "greedy", ["--ar", "--greedy"])
-            seeds[str(seed)][kind] = found
+    todo = [(seed, kind) for seed in args.seeds for kind in KINDS]
+    found = at_a_time(1 if args.dry_run else args.jobs, [partial(of, args, kind, seed) for seed, kind in todo])
+    seeds = {str(seed): {} for seed in args.seeds}
+    for (seed, kind), answers in zip(todo, found):
+        seeds[str(seed)][kind] = answers
     if args.dry_run:
         return
     minutes = {kind: over([minutes_of(args, kind, seed) for seed in args.seeds])[0] for kind in KINDS}
     version = subprocess.run([args.lacuna, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    about = settings(args) | {"parameters": parameters(args), "lacuna": version, "processor": processor(), "minutes": minutes}
+    about = settings(args) | {"parameters": parameters(args), "lacuna": version, "processor": processor(), "minutes": minutes,
+                             "jobs": args.jobs}
     rows = [
         ["diffusion, T = 20, remasking", "diffusion", 1],
         ["diffusion, T = 20, no remasking", "diffusion", 0],

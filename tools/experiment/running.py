@@ -1,8 +1,10 @@
-"""Commands of an experiment, one after the other."""
+"""Commands of an experiment, one after the other or a few at a time."""
 
 import shlex
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 
 def run(command, dry_run):
@@ -17,3 +19,18 @@ def run(command, dry_run):
         raise SystemExit(130)
     if code != 0:
         raise SystemExit(f"{shlex.join(words)}\nfailed with {code}")
+
+
+def at_a_time(jobs, calls):
+    """What each of the calls returns, in their order; so many run at a time, and the first failure starts no more.
+
+    Ctrl-C reaches the commands, which end in their own time with a checkpoint; it does not kill them from here.
+    """
+    signal.signal(signal.SIGINT, lambda *_: None)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(call) for call in calls]
+        try:
+            return [future.result() for future in running]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
