@@ -210,6 +210,8 @@ def arguments():
     parser.add_argument("--plot", type=Path, metavar="JSON", help="only draw the figure beside this result")
     args = parser.parse_args()
     if args.plot:
+        if not args.plot.is_file():
+            parser.error(f"{args.plot}: no such file")
         return args
     if not args.model or not args.text:
         parser.error("MODEL_DIR and TEXT are needed")

@@ -3,16 +3,17 @@
 
 The answers are the equations of the worked solutions and the final answer, as in the paper: the calculator notes
 `<<12/60=0.2>> <<0.2*50=10>> #### 10`. The model is a left-to-right one (or one that was adapted before): `lacuna sft` with
-low-rank adapters, attention bidirectional, shift kept, an ordinary unused token as the mask. Every --ask steps an adapter is
+low-rank adapters, attention bidirectional, shift kept; a model without a mask token gets an ordinary unused one (--mask-id). Every --ask steps an adapter is
 merged and asked --problems test problems. docs/experiments/ gets gsm8k.json (every number), gsm8k-loss.svg and a table between the
 markers of gsm8k.md.
 
 A run that was stopped goes on from its last checkpoint; what was asked is not asked again.
 
 examples:
-  tools/gsm8k.py target/smollm2 train.jsonl test.jsonl --steps 400 --ask 200
-  tools/gsm8k.py diffugpt-m train.jsonl test.jsonl --device cuda --batch 64 --steps 7000 --ask 1000 --problems 1319 --denoise 64
-  tools/gsm8k.py target/smollm2 train.jsonl test.jsonl --dry-run
+  tools/gsm8k.py target/smollm2 train.jsonl test.jsonl --mask-id 3 --steps 400 --ask 200
+  tools/gsm8k.py diffugpt-m train.jsonl test.jsonl --device cuda --batch 64 --steps 7000 --ask 1000 --problems 1319 --denoise 64 \
+      --work target/gsm8k-diffugpt
+  tools/gsm8k.py target/smollm2 train.jsonl test.jsonl --mask-id 3 --dry-run
 """
 
 import argparse
@@ -26,7 +27,8 @@ from pathlib import Path
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare.setup import ROOT, find_lacuna, processor
 from experiment.document import insert
-from experiment.running import run
+from experiment.results import read_log
+from experiment.running import leave_ctrl_c_to_commands, run
 
 HELD_OUT = 200  # of the training problems, to validate on
 
@@ -34,12 +36,16 @@ HELD_OUT = 200  # of the training problems, to validate on
 def pairs(path):
     """Questions with their equations; problems without any are left out."""
     found, without = [], 0
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path}: {error}") from None
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             question, answer = row["question"], row["answer"]
             final = answer.split("####")[1].strip()
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise SystemExit(f"{path} line {number}: expected an object with question, and answer with ####") from None
         equations = re.findall(r"<<[^<>]*>>", answer)
         if not equations:
@@ -66,7 +72,7 @@ def train(args):
         if not args.dry_run:
             shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint there is nothing to go on from
         command += ["--model", args.model, "--data", args.work / "train.jsonl", "--validation", args.work / "held-out.jsonl"]
-        command += ["--mask-id", args.mask_id, "--lora-rank", args.rank, "--length", args.length, "--too-long", "skip"]
+        command += [*args.mask, "--lora-rank", args.rank, "--length", args.length, "--too-long", "skip"]
         command += ["--batch", args.batch, "--steps", args.steps, "--lr", args.lr, "--seed", args.seed]
         command += ["--save-every", args.ask, "--keep-last", args.steps // args.ask + 1, "--validate-every", args.ask]
         command += ["--validation-sequences", 32, "--validation-draws", 2]
@@ -87,7 +93,7 @@ def ask(args, folder, step):
             adapter = folder / f"checkpoints/step-{step}"
             run([args.lacuna, "merge", "--model", args.model, "--adapter", adapter, "--output", model], args.dry_run)
         # The canvas is as long as those that were trained on: the rest of an answer is end tokens.
-        command = [args.lacuna, "eval", "gsm8k", "--model", model, "--mask-id", args.mask_id, "--form", "sft"]
+        command = [args.lacuna, "eval", "gsm8k", "--model", model, *args.mask, "--form", "sft"]
         command += ["--data", args.work / "test.jsonl", "--limit", args.problems, "--length", args.answer, "-T", args.denoise]
         command += ["--too-long", "skip", "--output", out, "--device", args.device]
         run([*command, "--resume"] if out.exists() else command, args.dry_run)
@@ -99,9 +105,10 @@ def ask(args, folder, step):
             "answered": lines["answered"]["value"], "nfe": accuracy["nfe"], "items": accuracy["items"]}  # fmt: skip
 
 
-def validations(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if "standard_error" in line}, [l for l in lines if "grad_norm" in l]
+def minutes(folder):
+    """What the steps took, and nothing else."""
+    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return sum(step["tokens"] / step["tokens_per_second"] for step in steps if "tokens_per_second" in step) / 60
 
 
 def words(args, about, asked, measured):
@@ -109,14 +116,14 @@ def words(args, about, asked, measured):
     for one in asked:
         v = measured.get(one["step"])
         nelbo = f"{v['nelbo']:.3f} ± {v['standard_error']:.3f}" if v else ""
-        loss = f"{v['unweighted']:.3f}" if v and "unweighted" in v else ""
+        loss = f"{v['unweighted']:.3f}" if v else ""
         rows.append(
             f"| {one['step']} | {one['step'] * args.batch} | {nelbo} | {loss} | {100 * one['answered']:.0f} % |"
             f" {100 * one['accuracy']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f}) |"
         )
     return "\n".join([
         f"{about['model']}, adapters of rank {args.rank}{'' if args.train_embedding else ', embedding frozen'}; {about['train']} training"
-        f" problems, {args.steps} steps of {args.batch}, {args.length} tokens, peak learning rate {args.lr:g}; {args.problems} test problems,"
+        f" problems, {args.steps} steps of {args.batch}, {args.length} tokens, peak learning rate {args.lr:g}; {asked[0]['items']} test problems,"
         f" T = {args.denoise}, greedy, random order; {about['lacuna']}, {about['processor']}, {about['minutes']:.0f} minutes of training.",
         "",
         "![Loss against steps](gsm8k-loss.svg)",
@@ -135,9 +142,11 @@ def arguments():
     whole = [("steps", 400, "optimiser steps"), ("ask", 200, "steps between questions"), ("batch", 8, "problems of a step"),
              ("length", 192, "tokens of a training example"), ("answer", 64, "tokens of an answer that is asked for"),
              ("rank", 16, "of the adapters"), ("problems", 100, "test problems"), ("denoise", 32, "denoising steps T"),
-             ("mask-id", 3, "the token that masks; 3 is one of SmolLM2's that no text holds"), ("seed", 0, "of it all")]  # fmt: skip
+             ("seed", 0, "of it all")]  # fmt: skip
     for name, default, what in whole:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default {default})")
+    parser.add_argument("--mask-id", type=int, metavar="N",
+                        help="the token that masks (default: the model's); 3 is one of SmolLM2's that no text holds")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default 1e-3)")
     parser.add_argument("--train-embedding", action="store_true", help="as the paper; slower, and more memory")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
@@ -149,10 +158,33 @@ def arguments():
     for path in (args.model / "config.json", args.train, args.test):
         if not path.is_file():
             parser.error(f"{path}: no such file")
-    if args.ask < 1 or args.steps % args.ask or args.steps < 1:
-        parser.error("--ask divides --steps, and both are at least 1")
+    for name, *_ in whole:
+        if getattr(args, name) < (0 if name == "seed" else 1):
+            parser.error(f"--{name} is at least {0 if name == 'seed' else 1}")
+    if args.steps % args.ask:
+        parser.error("--ask divides --steps")
     args.work = args.work.resolve()
+    args.mask = [] if args.mask_id is None else ["--mask-id", args.mask_id]
     return args
+
+
+def settings(args):
+    keys = ("steps", "ask", "batch", "length", "answer", "rank", "lr", "denoise", "problems", "mask_id", "train_embedding", "seed")
+    return {key: getattr(args, key) for key in keys}
+
+
+def check_settings(args):
+    """Fails where the folder's run was started with other settings."""
+    ours = settings(args) | {key: str(getattr(args, key).resolve()) for key in ("model", "train", "test")}
+    path = args.work / "settings.json"
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        differ = [f"{k}: {theirs.get(k)} there, {ours[k]} asked for" for k in ours if theirs.get(k) != ours[k]]
+        if differ:
+            raise SystemExit(f"{args.work} has a run with other settings ({'; '.join(differ)}): name another with --work")
+    elif not args.dry_run:
+        args.work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(ours, indent=1) + "\n")
 
 
 def main():
@@ -162,8 +194,9 @@ def main():
     test_rows, _ = pairs(args.test)
     if len(train_rows) <= HELD_OUT:
         raise SystemExit(f"{args.train}: {len(train_rows)} problems with equations, more than {HELD_OUT} are needed")
+    check_settings(args)
+    leave_ctrl_c_to_commands()
     if not args.dry_run:
-        args.work.mkdir(parents=True, exist_ok=True)
         write(args.work / "train.jsonl", train_rows[HELD_OUT:])
         write(args.work / "held-out.jsonl", train_rows[:HELD_OUT])
         write(args.work / "test.jsonl", test_rows)
@@ -171,12 +204,12 @@ def main():
     asked = [ask(args, folder, step) for step in range(0, args.steps + 1, args.ask)]
     if args.dry_run:
         return
-    measured, steps = validations(folder)
+    measured, _ = read_log(folder / "log.jsonl")
     version = subprocess.run([args.lacuna, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     about = {"model": args.model.name, "train": len(train_rows) - HELD_OUT, "without_equations": without, "lacuna": version,
-             "processor": processor(), "minutes": sum(l["tokens"] / l["tokens_per_second"] for l in steps) / 60}  # fmt: skip
-    settings = {key: getattr(args, key) for key in ("steps", "batch", "length", "answer", "rank", "lr", "denoise", "problems", "mask_id")}
-    result = {"about": about, "settings": settings, "asked": asked, "validations": list(measured.values())}
+             "processor": processor(), "minutes": minutes(folder)}  # fmt: skip
+    found = [{"step": step} | numbers for step, numbers in sorted(measured.items())]
+    result = {"about": about, "settings": settings(args), "asked": asked, "validations": found}
     (args.docs / "gsm8k.json").write_text(json.dumps(result, indent=1) + "\n")
     shutil.copyfile(folder / "loss.svg", args.docs / "gsm8k-loss.svg")
     insert(args.docs / "gsm8k.md", "gsm8k", words(args, about, asked, measured))

@@ -22,7 +22,6 @@ examples:
 
 import argparse
 import json
-import math
 import shutil
 import statistics
 import subprocess
@@ -33,11 +32,10 @@ from pathlib import Path
 sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare.setup import ROOT, find_lacuna, processor
 from experiment.document import insert
-from experiment.running import at_a_time, run
+from experiment.results import interval
+from experiment.running import at_a_time, leave_ctrl_c_to_commands, run
 
 KINDS = ["diffusion", "autoregressive"]
-# Student's t, two-sided 95 %, by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def shape(args):
@@ -109,6 +107,8 @@ def ask(args, kind, seed, model, name, flags):
     if not (out / "results.jsonl").exists():
         command = [args.lacuna, "eval", "countdown", "--model", model, "--data", args.work / "test.jsonl"]
         command += ["--output", out, "--seed", seed, *flags, *args.machine, *args.quiet]
+        if args.report_only:
+            raise SystemExit(f"{out}: there is no results.jsonl; without --report-only it is computed")
         run([*command, "--resume"] if out.exists() else command, args.dry_run)
     if args.dry_run:
         return None
@@ -135,18 +135,8 @@ def of(args, kind, seed):
     return found and found + sweep
 
 
-def over(values):
-    """Mean, and half of the 95 % interval over seeds."""
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return mean, None
-    sd = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1))
-    return mean, T95.get(n - 1, 1.96) * sd / math.sqrt(n)
-
-
 def percent(values):
-    mean, half = over(values)
+    mean, half = interval(values)
     return f"{100 * mean:.1f} %" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
@@ -163,11 +153,11 @@ def words(args, result):
     rows = []
     for name, kind, pick in result["rows"]:
         cells = [result["seeds"][str(seed)][kind][pick] for seed in args.seeds]
-        first = cells[0]
+        nfe, seconds = (statistics.fmean(c[key] for c in cells) for key in ("nfe", "seconds"))
         each = ", ".join(f"{100 * c['accuracy']:.1f}" for c in cells)
         rows.append(
-            f"| {name} | {first['nfe']:.1f} | {percent([c['accuracy'] for c in cells])} | {each} |"
-            f" {percent([c['true'] for c in cells])} | {over([c['seconds'] for c in cells])[0]:.1f} s |"
+            f"| {name} | {nfe:.1f} | {percent([c['accuracy'] for c in cells])} | {each} |"
+            f" {percent([c['true'] for c in cells])} | {seconds:.1f} s |"
         )
     return "\n".join([
         f"{about['numbers']} numbers; GPT-2 of {args.layers} layers, width {args.width}, {about['parameters'] / 1e6:.2f} M"
@@ -232,18 +222,33 @@ def check_settings(args):
         differ = [f"{k}: {theirs.get(k)} there, {ours[k]} asked for" for k in ours if theirs.get(k) != ours[k]]
         if differ:
             raise SystemExit(f"{args.work} has runs with other settings ({'; '.join(differ)}): name another with --work")
+    elif args.report_only:
+        raise SystemExit(f"{args.work}: there are no runs")
     elif not args.dry_run:
         args.work.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(ours, indent=1) + "\n")
 
 
+def where_it_runs(args):
+    """Leaves in the folder what a report says about the machine."""
+    version = subprocess.run([args.lacuna, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    about = {"lacuna": version, "processor": processor(), "jobs": args.jobs}
+    (args.work / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def where_it_ran(args):
+    return json.loads((args.work / "machine.json").read_text())
+
+
 def main():
     args = arguments()
-    args.lacuna = args.lacuna or ("lacuna" if args.dry_run else find_lacuna(None))
     check_settings(args)
-    if not args.dry_run and not args.report_only:
-        shape(args)
     if not args.report_only:
+        args.lacuna = args.lacuna or ("lacuna" if args.dry_run else find_lacuna(None))
+        leave_ctrl_c_to_commands()
+        if not args.dry_run:
+            shape(args)
+            where_it_runs(args)
         data(args)
     todo = [(seed, kind) for seed in args.seeds for kind in KINDS]
     found = at_a_time(1 if args.dry_run else args.jobs, [partial(of, args, kind, seed) for seed, kind in todo])
@@ -252,10 +257,8 @@ def main():
         seeds[str(seed)][kind] = answers
     if args.dry_run:
         return
-    minutes = {kind: over([minutes_of(args, kind, seed) for seed in args.seeds])[0] for kind in KINDS}
-    version = subprocess.run([args.lacuna, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    about = settings(args) | {"parameters": parameters(args), "lacuna": version, "processor": processor(), "minutes": minutes,
-                             "jobs": args.jobs}
+    minutes = {kind: statistics.fmean(minutes_of(args, kind, seed) for seed in args.seeds) for kind in KINDS}
+    about = settings(args) | {"parameters": parameters(args), **where_it_ran(args), "minutes": minutes}
     rows = [
         ["diffusion, T = 20, remasking", "diffusion", 1],
         ["diffusion, T = 20, no remasking", "diffusion", 0],

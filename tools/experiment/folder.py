@@ -8,6 +8,9 @@ import struct
 
 def tensors(folder):
     """Metadata, and (name, dtype, shape, bytes) of each tensor in order of name."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not os.path.isfile(f"{folder}/{name}"):
+            raise SystemExit(f"{folder}: expected a model folder, found no {name}")
     with open(f"{folder}/model.safetensors", "rb") as f:
         header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
         data = f.read()
@@ -22,6 +25,8 @@ def copy(source, target, metadata, found, changes):
 
     The header is padded so that the data starts at a multiple of 64 bytes.
     """
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise SystemExit(f"{target}: the copy needs a folder of its own")
     header, at = {"__metadata__": metadata}, 0
     for name, dtype, shape, part in found:
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(part)]}

@@ -81,7 +81,8 @@ impl<'a, 'j> Unconditional<'a, 'j> {
         let opening = prompts.opening(true).ok_or_else(|| {
             Error::request(format!("{name} names neither bos_token_id nor eos_token_id to begin from"))
         })?;
-        let (samples, under) = (args.samples.get(), args.under.clone());
+        let samples = args.run.limit.map_or(args.samples, |limit| limit.min(args.samples)).get();
+        let under = args.under.clone();
         Ok(Self { prompts, judge, samples, length, opening, under })
     }
 }
