@@ -201,21 +201,39 @@ pub fn check(problem: &Problem, answer: &str) -> Result<Vec<Equation>, Fault> {
     }
     let mut there = problem.numbers.clone();
     for (i, equation) in equations.iter().enumerate() {
-        let Equation { left, right, result, .. } = *equation;
-        for number in [left, right] {
-            let place = there.iter().position(|&n| n == number);
-            let place = place.ok_or(Fault::NotThere { equation: i + 1, number })?;
-            there.swap_remove(place);
-        }
-        if !equation.holds() {
-            return Err(Fault::False(i + 1));
-        }
-        there.push(result);
+        take(&mut there, equation, i + 1)?;
     }
     match there[..] {
         [last] if last == problem.target => Ok(equations),
         _ => Err(Fault::Misses { expected: problem.target, got: there.first().copied().unwrap_or_default() }),
     }
+}
+
+/// An equation's numbers are taken from those that are there, and its result put to them.
+///
+/// # Errors
+/// A number that is not there, or an equation that is false; `nth` says which.
+fn take(there: &mut Vec<u64>, equation: &Equation, nth: usize) -> Result<(), Fault> {
+    for number in [equation.left, equation.right] {
+        let place = there.iter().position(|&n| n == number);
+        there.swap_remove(place.ok_or(Fault::NotThere { equation: nth, number })?);
+    }
+    if !equation.holds() {
+        return Err(Fault::False(nth));
+    }
+    there.push(equation.result);
+    Ok(())
+}
+
+/// The equations that an answer begins with and that are true, of numbers that are there: what may stand when the rest is
+/// written again. The last equation is never among them.
+pub fn sound_beginning(problem: &Problem, answer: &str) -> Vec<Equation> {
+    let mut there = problem.numbers.clone();
+    let written = answer.split(',').map_while(|part| part.trim().parse::<Equation>().ok());
+    written
+        .take(problem.numbers.len().saturating_sub(2))
+        .take_while(|equation| take(&mut there, equation, 0).is_ok())
+        .collect()
 }
 
 /// The first solution by depth-first search: pairs in the order of the list, of a pair + * - /, the result going to
@@ -347,6 +365,24 @@ mod tests {
         let problem: Problem = "86,28,13,31,96".parse().unwrap();
         assert_eq!(problem.to_string(), "86,28,13,31,96");
         assert_eq!(written(&solve(&problem).unwrap()), "86+28=114,31-13=18,114-18=96");
+    }
+
+    #[test]
+    fn what_may_stand_when_an_answer_is_wrong() {
+        let problem: Problem = "86,28,13,31,96".parse().unwrap();
+        for (answer, kept) in [
+            ("86+28=114,31-13=17,114-17=97", "86+28=114"),
+            ("86+28=114,31-13=18,114-18=95", "86+28=114,31-13=18"),
+            ("86+28=114, 31-13=18,114-18=96", "86+28=114,31-13=18"),
+            ("86+28=114,86-13=73,114-73=41", "86+28=114"),
+            ("86+28=114,31-13=18=", "86+28=114"),
+            ("86+28=115,31-13=18,114-18=96", ""),
+            (",86+28=114", ""),
+            ("", ""),
+        ] {
+            assert_eq!(written(&sound_beginning(&problem, answer)), kept, "{answer}");
+        }
+        assert!(sound_beginning(&"1,2,3".parse().unwrap(), "1+2=3").is_empty());
     }
 
     #[test]
