@@ -5,8 +5,10 @@
 mod eval;
 
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use eval::{lacuna, text};
+use eval::{lacuna, text, value};
 use lacuna::eval::sandbox::{Limits, Sandbox};
 use serde_json::{Value, json};
 
@@ -43,8 +45,13 @@ fn infill(tasks: &str, args: &[&str]) -> String {
     text(&output.stdout)
 }
 
+/// The values of JSON lines.
+fn parsed(lines: &str) -> Vec<Value> {
+    lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
 fn rows(path: &Path) -> Vec<Value> {
-    std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    parsed(&std::fs::read_to_string(path).unwrap())
 }
 
 #[test]
@@ -90,10 +97,8 @@ fn programs_that_loop_fork_or_fill_memory_are_stopped_and_counted() {
         assert_eq!(item["verdicts"], json!([verdict]), "{program}: {}", item["messages"]);
     }
     assert!(!written.exists());
-    let lines: Vec<Value> = printed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    let share = |metric: &str| {
-        lines.iter().find(|l| l["metric"] == metric).unwrap()["value"].as_f64().unwrap() * 12.0
-    };
+    let found = parsed(&printed);
+    let share = |metric: &str| value(&found, metric) * 12.0;
     for (metric, count) in
         [("pass@1", 1.0), ("timed out", 2.0), ("out of memory", 1.0), ("forbidden", 5.0), ("killed", 0.0)]
     {
@@ -111,18 +116,117 @@ fn what_a_model_writes_is_run_and_written_in_the_benchmarks_form() {
     let out = dir.path().join("out");
     infill(&tasks, &["--samples", "2", "--steps", "4", "-o", out.to_str().unwrap(), "--json"]);
     let samples = out.join("completions-T4-seed0.jsonl");
-    let lines = rows(&samples);
+    let (lines, items) = (rows(&samples), rows(&out.join("items.jsonl")));
     let ids: Vec<&str> = lines.iter().map(|l| l["task_id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["t/0", "t/0", "t/1", "t/1"]);
-    assert!(lines.iter().all(|l| l["completion"].is_string()));
-    // Judged again from the file they come to the same.
-    infill(
-        &tasks,
-        &["--completions", samples.to_str().unwrap(), "-o", dir.path().join("again").to_str().unwrap(), "-q"],
-    );
-    let verdicts =
-        |dir: &Path| rows(&dir.join("items.jsonl")).iter().map(|r| r["verdicts"].clone()).collect::<Vec<_>>();
-    assert_eq!(verdicts(&out), verdicts(&dir.path().join("again")));
+    let completions: Vec<&Value> = lines.iter().map(|l| &l["completion"]).collect();
+    let outputs: Vec<&Value> = items.iter().flat_map(|i| i["outputs"].as_array().unwrap()).collect();
+    assert_eq!(completions, outputs);
+    assert!(completions.iter().all(|c| c.is_string()));
+    // Judged again from the file they come to the same, and one that is right passes beside them.
+    let judged = |samples: &Path, name: &str| {
+        let out = dir.path().join(name);
+        let (samples, to) = (samples.to_str().unwrap(), out.to_str().unwrap());
+        let printed = infill(&tasks, &["--completions", samples, "-o", to, "--json", "-q"]);
+        (rows(&out.join("items.jsonl")), value(&parsed(&printed), "pass@1"))
+    };
+    let verdicts = |items: &[Value]| -> Vec<Vec<Value>> {
+        items.iter().map(|i| i["verdicts"].as_array().unwrap().clone()).collect()
+    };
+    let (again, _) = judged(&samples, "again");
+    assert_eq!(verdicts(&again), verdicts(&items));
+    let more = dir.path().join("more.jsonl");
+    let right = json!({"task_id": "t/0", "completion": "    return 1"});
+    std::fs::write(&more, format!("{}{right}\n", std::fs::read_to_string(&samples).unwrap())).unwrap();
+    let (again, pass) = judged(&more, "more");
+    let (mut expected, found) = (verdicts(&items), verdicts(&again));
+    expected[0].push(json!("passed"));
+    assert_eq!(found, expected);
+    // The mean over problems, not over completions.
+    let share = |all: &Vec<Value>| all.iter().filter(|v| **v == "passed").count() as f64 / all.len() as f64;
+    let mean = found.iter().map(share).sum::<f64>() / 2.0;
+    assert!((pass - mean).abs() < 1e-9, "{pass}: {found:?}");
+}
+
+#[test]
+fn problems_without_a_completion_are_counted_and_a_limit_takes_the_first_problems() {
+    if !can_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (tasks, samples) = write(dir.path(), &["    return 1", "    return 1", "    return 2"]);
+    let all = std::fs::read_to_string(&samples).unwrap();
+    let some: Vec<&str> = all.lines().filter(|line| !line.contains("t/1")).collect();
+    std::fs::write(&samples, some.join("\n")).unwrap();
+    let judged = |more: &[&str]| {
+        let base = ["eval", "infill", "--format", "humaneval", "--data", tasks.as_str(), "--execute"];
+        let output = lacuna(&[&base[..], &["--completions", samples.as_str(), "--json"], more].concat());
+        let (found, notes) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{more:?}: {notes}");
+        let found = parsed(&found);
+        (value(&found, "pass@1"), found[0]["items"].clone(), notes)
+    };
+    let (pass, items, notes) = judged(&[]);
+    assert_eq!((pass, items), (0.5, json!(2)));
+    assert!(notes.contains("1 problems have no completion in "), "{notes}");
+    let (pass, items, notes) = judged(&["--limit", "2"]);
+    assert_eq!((pass, items), (1.0, json!(1)));
+    assert!(notes.contains("1 problems have no completion in "), "{notes}");
+    for quiet in [&["--limit", "1"][..], &["-q"]] {
+        let (.., notes) = judged(quiet);
+        assert!(!notes.contains("no completion"), "{notes}");
+    }
+}
+
+#[test]
+fn an_interrupt_is_heard_between_programs_and_other_work_does_not_go_on() {
+    if !can_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (tasks, samples) = write(dir.path(), &[""]);
+    // All of one problem, and so of one round.
+    let complete = |last: &str| {
+        let line = |c: &str| json!({"task_id": "t/0", "completion": c}).to_string() + "\n";
+        let slow = line("    import time\n    time.sleep(0.05)\n    return 1");
+        std::fs::write(&samples, slow.repeat(60) + &line(last)).unwrap();
+    };
+    let (out, temporary) = (dir.path().join("out"), dir.path().join("tmp"));
+    std::fs::create_dir(&temporary).unwrap();
+    let command = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        command.args(["eval", "infill", "--format", "humaneval", "--data", tasks.as_str(), "--execute"]);
+        command.args(["--completions", samples.as_str(), "-q", "-o"]).arg(&out).args(more);
+        command.env("RAYON_NUM_THREADS", "2").env("TMPDIR", &temporary);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    complete("    return 1");
+    let mut child = command(&[]).spawn().unwrap();
+    let part = out.join("items.jsonl.part");
+    while !part.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(part.exists() && !out.join("results.jsonl").exists());
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "folders are left");
+    let is_refused = |more: &[&str]| {
+        let output = command(more).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {message}");
+        assert!(message.contains("belongs to other input"), "{more:?}: {message}");
+    };
+    is_refused(&["--resume", "--timeout", "9"]);
+    is_refused(&["--resume", "--memory", "1023"]);
+    complete("    return 2");
+    is_refused(&["--resume"]);
+    complete("    return 1");
+    let output = command(&["--resume"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(value(&rows(&out.join("results.jsonl")), "pass@1"), 1.0);
 }
 
 #[test]

@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 use super::args::ExamArgs;
 use super::completions::Completions;
 use super::generated::{Exam, Manner, Sampled};
-use super::harness::ITEMS;
-use super::prompts::{Form, Prompts, left_out};
+use super::prompts::{Form, Prompts, fingerprint_of, left_out};
 use super::results::About;
 use super::task::{Answer, Metric, Setting, Task};
 use super::{Taking, completions, finish, harness, take};
 use crate::cli::Context;
+use crate::cli::interrupt::Interrupt;
+use crate::cli::journal::{Journal, fingerprint};
 use crate::cli::sampling::DEFAULT_STEPS;
 use crate::cli::terminal::note;
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ use crate::eval::formats::{limit, stories};
 use crate::eval::human_eval::{self, Problem};
 use crate::eval::sandbox::{Limits, Outcome, Sandbox};
 use crate::eval::text::RougeScorer;
-use crate::io::{AtomicFile, Lines, ModelFiles};
+use crate::io::{AtomicFile, ModelFiles};
 use crate::sample::{Canvas, Part};
 
 const EXAMPLES: &str = "\
@@ -113,7 +114,11 @@ struct Infill<'a> {
     items: Vec<Item>,
     rouge: RougeScorer,
     sandbox: Option<Sandbox>,
+    /// Limits and version, where programs are run.
+    execute: Value,
     programs: bool,
+    parity: bool,
+    interrupt: Interrupt,
 }
 
 /// The sandbox that the flags describe.
@@ -126,15 +131,20 @@ fn sandbox(args: &Args) -> Result<Sandbox> {
 const PARITY_LONGEST: usize = 1000;
 
 impl<'a> Infill<'a> {
-    fn new(args: &Args, prompts: Prompts<'a>) -> Result<Self> {
+    fn new(args: &Args, prompts: Prompts<'a>, interrupt: Interrupt) -> Result<Self> {
         let most = args.exam.run.limit.map(NonZeroUsize::get);
         let sandbox = if args.execute { Some(sandbox(args)?) } else { None };
         let mut this = Self {
             prompts,
             items: Vec::new(),
             rouge: RougeScorer::new(false)?,
+            execute: sandbox
+                .as_ref()
+                .map_or(Value::Null, |s| json!([args.timeout, args.memory, s.version()])),
             sandbox,
             programs: args.format == FormatName::HumanEval,
+            parity: args.parity,
+            interrupt,
         };
         let mut skipped = 0;
         match args.format {
@@ -185,8 +195,13 @@ impl<'a> Infill<'a> {
 }
 
 impl Infill<'_> {
-    fn outputs(&self, samples: &[Sampled]) -> Result<Vec<String>> {
-        samples.iter().map(|s| self.prompts.decode(&s.ids())).collect()
+    /// What stands in the gaps of an item's samples; under `--parity` decoded alone, as the released evaluator does.
+    fn outputs(&self, item: &Item, samples: &[Sampled]) -> Result<Vec<String>> {
+        let output = |sample: &Sampled| match self.parity {
+            true => self.prompts.decode(&sample.ids()),
+            false => self.prompts.decode_behind(&item.prefix, &sample.ids()),
+        };
+        samples.iter().map(output).collect()
     }
 
     /// What becomes of an item whose outputs are known, and of its programs, where they were run.
@@ -240,8 +255,12 @@ impl Exam for Infill<'_> {
     }
 
     fn choices(&self) -> Value {
-        let items: Vec<Value> = self.items.iter().map(|i| json!([i.free, i.middle])).collect();
-        json!({"items": items, "execute": self.sandbox.is_some()})
+        let item = |i: &Item| {
+            let given = fingerprint_of(i.prefix.iter().chain([&(i.free as u32)]).chain(&i.suffix).copied());
+            json!([i.middle, given, i.program.as_ref().map(|p| fingerprint(&[p.test.as_bytes()]))])
+        };
+        let items: Vec<Value> = self.items.iter().map(item).collect();
+        json!({"items": items, "execute": self.execute})
     }
 
     fn canvas(&self, item: usize) -> (Canvas, Option<usize>) {
@@ -259,8 +278,9 @@ impl Exam for Infill<'_> {
     fn judge_round(&mut self, items: &[usize], samples: &[Sampled]) -> Result<Vec<Answer>> {
         let each = samples.len() / items.len().max(1);
         let items: Vec<&Item> = items.iter().filter_map(|&i| self.items.get(i)).collect();
+        let mine = items.iter().zip(samples.chunks(each.max(1)));
         let outputs: Vec<Vec<String>> =
-            samples.chunks(each.max(1)).map(|mine| self.outputs(mine)).collect::<Result<_>>()?;
+            mine.map(|(item, samples)| self.outputs(item, samples)).collect::<Result<_>>()?;
         let outcomes = match &self.sandbox {
             None => None,
             Some(sandbox) => {
@@ -270,7 +290,7 @@ impl Exam for Infill<'_> {
                     .filter_map(|(item, outputs)| Some((item.program.as_ref()?, outputs)))
                     .flat_map(|(problem, outputs)| outputs.iter().map(move |o| (problem, o.as_str())))
                     .collect();
-                Some(completions::execute(sandbox, &programs)?)
+                Some(completions::execute(sandbox, &programs, &self.interrupt)?)
             }
         };
         let mut of_item = outcomes.as_deref().map(|all| all.chunks(each.max(1)));
@@ -282,33 +302,28 @@ impl Exam for Infill<'_> {
     }
 }
 
-/// Longest line of a file of items.
-const LONGEST_LINE: usize = 64 << 20;
-
-/// Writes the completions of each setting in the benchmark's form.
-fn write_completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()> {
+/// Writes the completions of each setting in the benchmark's form, out of the lines that are kept of its items.
+fn write_completions(
+    dir: &Path,
+    settings: &[Setting],
+    mut lines: Vec<(usize, Value)>,
+    quiet: bool,
+) -> Result<()> {
     use std::io::Write as _;
 
-    let mut files = Vec::new();
-    for setting in settings {
+    lines.sort_by_key(|(unit, _)| *unit);
+    let items = (lines.len() / settings.len().max(1)).max(1);
+    for (setting, lines) in settings.iter().zip(lines.chunks(items)) {
         let t = setting.steps.map_or(String::new(), |t| format!("T{t}-"));
         let path = dir.join(format!("completions-{t}seed{}.jsonl", setting.seed));
-        files.push((setting, AtomicFile::create(&path)?, path));
-    }
-    let mut lines = Lines::open(&dir.join(ITEMS), LONGEST_LINE)?;
-    while let Some(object) = lines.next_object()? {
-        let number = |key: &str| object.get(key).and_then(Value::as_u64);
-        let id = object.get("id").and_then(Value::as_str).unwrap_or_default();
-        let of = files
-            .iter_mut()
-            .find(|(s, ..)| s.steps.map(|t| t as u64) == number("steps") && Some(s.seed) == number("seed"));
-        let Some((_, file, path)) = of else { continue };
-        for output in object.get("outputs").and_then(Value::as_array).into_iter().flatten() {
-            let line = human_eval::completion_line(id, output.as_str().unwrap_or_default());
-            writeln!(file, "{line}").map_err(|e| Error::io("write", &*path, e))?;
+        let mut file = AtomicFile::create(&path)?;
+        for (_, line) in lines {
+            let id = line.get("id").and_then(Value::as_str).unwrap_or_default();
+            for output in line.get("outputs").and_then(Value::as_array).into_iter().flatten() {
+                let line = human_eval::completion_line(id, output.as_str().unwrap_or_default());
+                writeln!(file, "{line}").map_err(|e| Error::io("write", &path, e))?;
+            }
         }
-    }
-    for (_, file, path) in files {
         file.commit()?;
         if !quiet {
             note(&format!("completions in {}", path.display()));
@@ -319,9 +334,14 @@ fn write_completions(dir: &Path, settings: &[Setting], quiet: bool) -> Result<()
 
 /// Judges completions that are there already.
 fn judge_file(args: &Args, path: &Path, context: &Context) -> Result<()> {
-    let problems = limit(human_eval::read(&args.data)?, args.exam.run.limit.map(NonZeroUsize::get));
-    let mut task = Completions::new(path, problems, sandbox(args)?)?;
-    let settings = harness::settings(&args.exam.run, None, &[None], 0)?;
+    let run = &args.exam.run;
+    let (problems, most) = (human_eval::read(&args.data)?, run.limit.map(NonZeroUsize::get));
+    let mut task = Completions::new(path, problems, most, sandbox(args)?, context.interrupt.clone())?;
+    if task.missing > 0 && !run.quiet {
+        let (missing, path) = (task.missing, path.display());
+        note(&format!("{missing} problems have no completion in {path}; pass@1 is of the others"));
+    }
+    let settings = harness::settings(run, None, &[None], 0)?;
     let about = About {
         task: task.name().to_owned(),
         model: path.display().to_string(),
@@ -332,7 +352,7 @@ fn judge_file(args: &Args, path: &Path, context: &Context) -> Result<()> {
         choices: task.choices(),
         seed: 0,
     };
-    finish(&mut task, &settings, &args.exam.run, context, &about)
+    finish(&mut task, &settings, run, context, &about)
 }
 
 /// Runs it.
@@ -369,9 +389,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         }),
     };
     let files = ModelFiles::find(args.exam.model.model.as_deref())?;
-    let after = |settings: &[Setting]| match (&args.exam.run.output, args.format) {
-        (Some(dir), FormatName::HumanEval) => write_completions(dir, settings, args.exam.run.quiet),
+    let also = |journal: &mut Journal, settings: &[Setting]| match (&args.exam.run.output, args.format) {
+        (Some(dir), FormatName::HumanEval) => {
+            write_completions(dir, settings, journal.entries()?, args.exam.run.quiet)
+        }
         _ => Ok(()),
     };
-    take(&files, &taking, context, |prompts| Infill::new(args, prompts), |_, settings| after(settings))
+    take(&files, &taking, context, |prompts| Infill::new(args, prompts, context.interrupt.clone()), also)
 }

@@ -47,6 +47,22 @@ impl<'a> Prompts<'a> {
         self.tokenizer.decode(ids)
     }
 
+    /// The text of tokens behind others: alone it may lack a space, as decoders leave out the one that a text begins with.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn decode_behind(&self, before: &[u32], ids: &[u32]) -> Result<String> {
+        let (start, whole) = (self.decode(before)?, self.decode(&[before, ids].concat())?);
+        if let Some(text) = whole.strip_prefix(start.as_str()) {
+            return Ok(text.to_owned());
+        }
+        // With bytes of no character a decoder may give up whole ones beside them.
+        let known = |id: &u32| !self.tokenizer.is_special(*id) && self.tokenizer.token(*id).is_some();
+        let bytes: Vec<u8> =
+            ids.iter().copied().filter(known).flat_map(|id| self.tokenizer.piece_bytes(id)).collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// Bytes of the text that tokens are of, also where a character is spread over several sequences.
     pub fn bytes(&self, ids: &[u32]) -> usize {
         ids.iter().map(|&id| self.tokenizer.piece_bytes(id).len()).sum()
@@ -92,7 +108,7 @@ impl<'a> Prompts<'a> {
     /// # Errors
     /// [`Error::Request`] naming the item.
     pub fn fit(&self, id: &str, given: Vec<u32>, more: usize, rule: TooLong) -> Result<Option<Vec<u32>>> {
-        let (context, needed) = (self.context(), given.len() + more);
+        let (context, needed) = (self.context(), given.len().saturating_add(more));
         if needed <= context {
             return Ok(Some(given));
         }
@@ -122,5 +138,66 @@ pub fn fingerprint_of(ids: impl Iterator<Item = u32>) -> u64 {
 pub fn left_out(skipped: usize, quiet: bool) {
     if skipped > 0 && !quiet {
         crate::cli::terminal::note(&format!("{skipped} items are longer than the context and were left out"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// As LLaMA's is saved.
+    fn marked() -> Tokenizer {
+        let words = ["<unk>", "<s>", "<0x0A>", "<0xE2>", "\u{2581}", "a", "\u{2581}a"];
+        let vocab: serde_json::Map<_, _> =
+            words.iter().enumerate().map(|(i, w)| ((*w).to_owned(), json!(i))).collect();
+        let bos = json!({"id": 1, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [bos], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+                {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                "vocab": vocab, "merges": []}
+        });
+        Tokenizer::from_bytes(tokenizer.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_gap_keeps_the_spaces_that_it_begins_with() {
+        let files = ModelFiles::bundled().unwrap();
+        let tokenizer = marked();
+        let prompts = Prompts { files: &files, tokenizer: &tokenizer };
+        let before = [1, 6, 2];
+        assert_eq!(prompts.decode(&before).unwrap(), "a\n");
+        for (ids, text, alone) in [
+            (&[4, 4, 6][..], "   a", "  a"),
+            (&[1, 6, 1], " a", "a"),
+            (&[5, 2], "a\n", "a\n"),
+            (&[], "", ""),
+            // Part of a character: the line end before it is none.
+            (&[3, 5, 1], "\u{fffd}a", "\u{fffd}a"),
+        ] {
+            assert_eq!(prompts.decode_behind(&before, ids).unwrap(), text);
+            assert_eq!(prompts.decode(ids).unwrap(), alone);
+        }
+        assert_eq!(prompts.decode_behind(&[], &[4, 6]).unwrap(), " a");
+    }
+
+    #[test]
+    fn bytes_are_the_same_behind_others() {
+        let files = ModelFiles::bundled().unwrap();
+        let prompts = Prompts::new(&files).unwrap();
+        let encode = |text: &str| prompts.encode(text).unwrap();
+        let before = encode("To be,\n");
+        let masks = encode("\u{1f3ad}");
+        for ids in [&encode("    or not\n")[..], &masks[1..], &masks[..1], &[0, 1]] {
+            assert_eq!(prompts.decode_behind(&before, ids).unwrap(), prompts.decode(ids).unwrap());
+        }
     }
 }

@@ -22,7 +22,11 @@ impl Machine {
     }
 
     #[cfg(test)]
-    pub fn folder(&self) -> &Path {
+    pub fn folder(&self) -> Result<&Path> {
+        match self.0 {}
+    }
+
+    pub fn clear(&mut self) {
         match self.0 {}
     }
 

@@ -150,10 +150,10 @@ impl Sandbox {
     /// # Errors
     /// [`Error::Request`] for a limit that is not positive and finite; where there is no Python 3.8 or newer; where
     /// the system lacks something the sandbox needs, or is another one than Linux on x86-64 or arm64; and where the
-    /// limits are too low for Python.
+    /// limits are too low for Python. [`Error::Io`] where the process cannot be started or waited for.
     pub fn new(python: Option<&Path>, limits: Limits) -> Result<Self> {
         limits.check()?;
-        let sandbox = Self { machine: Machine::new(python)?, limits };
+        let mut sandbox = Self { machine: Machine::new(python)?, limits };
         for (program, expected) in [("pass", Verdict::Passed), ("import os\nos.fork()", Verdict::Forbidden)] {
             let Outcome { verdict, message, .. } = sandbox.run(program)?;
             if verdict != expected {
@@ -167,7 +167,14 @@ impl Sandbox {
                 )));
             }
         }
+        // The next program may be far off: a model is loaded first.
+        sandbox.machine.clear();
         Ok(sandbox)
+    }
+
+    /// What a program may use.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Version of the Python that runs the programs, such as `3.11.7`.

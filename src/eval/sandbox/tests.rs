@@ -59,8 +59,9 @@ impl Bench {
 /// Processes that are still in the folder of the sandbox.
 fn left(sandbox: &Sandbox) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
+    let here = sandbox.machine.folder().unwrap();
     let folders = processes.flatten().filter_map(|entry| std::fs::read_link(entry.path().join("cwd")).ok());
-    folders.filter(|folder| folder == sandbox.machine.folder()).count()
+    folders.filter(|folder| folder == here).count()
 }
 
 #[test]
@@ -183,9 +184,16 @@ fn other_processes_are_out_of_reach() {
         "import os\nos.kill(-1, 9)",
         "import os\nos.kill(0, 9)",
         "import os\nos.killpg(os.getpgid(os.getppid()), 9)",
+        // Of a terminal, this sends signals to what runs in it.
+        "import fcntl, os\nfcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)",
+        "import fcntl, os\nfcntl.fcntl(os.open('/', 0), fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)",
     ] {
         bench.is_forbidden(program);
     }
+    bench.passes(
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETFL, os.O_NONBLOCK)\n\
+         assert fcntl.fcntl(r, fcntl.F_GETFL) & os.O_NONBLOCK",
+    );
     for program in [
         "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
         "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
@@ -284,7 +292,7 @@ fn nothing_is_written() {
         bench.is_forbidden(&program);
     }
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "as it was");
-    assert_eq!(std::fs::read_dir(bench.0.machine.folder()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(bench.0.machine.folder().unwrap()).unwrap().count(), 0);
     bench.passes(&format!("assert open('{file}').read() == 'as it was'"));
 }
 

@@ -83,7 +83,7 @@ fn when(
 
 /// Calls that no program under test has a use for.
 fn forbidden() -> Result<Rules, seccompiler::BackendError> {
-    use SeccompCmpOp::{MaskedEq, Ne};
+    use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let mut rules = Rules::new();
     // Processes, and what reaches into others. `clone3` is unknown instead, since its flags cannot be looked at: C
     // libraries then start threads by `clone`.
@@ -109,6 +109,13 @@ fn forbidden() -> Result<Rules, seccompiler::BackendError> {
     for call in [libc::SYS_kill, libc::SYS_tgkill] {
         when(&mut rules, call, 0, [(Ne, u64::from(SELF))])?;
     }
+    // Those of files: a terminal's go to whatever runs in it.
+    let flag = libc::O_ASYNC as u64;
+    let signals = vec![
+        SeccompCondition::new(1, SeccompCmpArgLen::Dword, Eq, libc::F_SETFL as u64)?,
+        SeccompCondition::new(2, SeccompCmpArgLen::Dword, MaskedEq(flag), flag)?,
+    ];
+    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(signals)?]);
     // Connections.
     always(&mut rules, &[libc::SYS_socket, libc::SYS_socketpair, libc::SYS_io_uring_setup]);
     // Files: what makes, changes or removes one, or memory that outlives or passes by the limit on memory.
@@ -256,7 +263,8 @@ fn needed() -> Result<Rules, seccompiler::BackendError> {
             libc::SYS_umask,
         ],
     );
-    // Without those that have signals sent to a process of one's choice, make a pipe larger, or take locks.
+    // Without those that have signals sent to a process of one's choice, make a pipe larger, or take locks;
+    // `F_SETFL` without `O_ASYNC`.
     let commands =
         [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
     when(&mut rules, libc::SYS_fcntl, 1, commands.map(|command| (Eq, command as u64)))?;

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -44,29 +45,40 @@ const MESSAGE: usize = 200;
 pub struct Machine {
     python: PathBuf,
     version: String,
-    /// Where programs are run. Nothing can be written, so it is empty for each.
-    folder: TempDir,
+    /// Where programs are run, from the first one on. Nothing can be written, so it is empty for each.
+    folder: OnceLock<TempDir>,
     filters: Filters,
 }
 
 impl Machine {
     /// # Errors
-    /// [`Error::Request`] without a Python that is new enough; [`Error::Io`] without a temporary folder.
+    /// [`Error::Request`] without a Python that is new enough.
     pub fn new(python: Option<&Path>) -> Result<Self> {
         let (python, version) = find(python.unwrap_or(Path::new("python3")))?;
-        let folder = tempfile::Builder::new().prefix("lacuna-").tempdir();
-        let folder = folder.map_err(|e| Error::io("make a folder in", std::env::temp_dir(), e))?;
-        Ok(Self { python, version, folder, filters: Filters::new()? })
+        Ok(Self { python, version, folder: OnceLock::new(), filters: Filters::new()? })
     }
 
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Where programs are run.
-    #[cfg(test)]
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+    /// Where programs are run: made for the first one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] without a temporary folder.
+    pub fn folder(&self) -> Result<&Path> {
+        if let Some(folder) = self.folder.get() {
+            return Ok(folder.path());
+        }
+        let folder = tempfile::Builder::new().prefix("lacuna-").tempdir();
+        let folder = folder.map_err(|e| Error::io("make a folder in", std::env::temp_dir(), e))?;
+        // Of those that several threads make at once one stays, and the others are removed.
+        Ok(self.folder.get_or_init(|| folder).path())
+    }
+
+    /// Removes the folder until there is another program: a process that ends in between leaves nothing behind.
+    pub fn clear(&mut self) {
+        drop(self.folder.take());
     }
 
     /// Runs a program to its end.
@@ -103,7 +115,7 @@ impl Machine {
         let mut command = Command::new(&self.python);
         command.args(OPTIONS).arg(HARNESS).arg(report.to_string());
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.current_dir(self.folder.path()).env_clear();
+        command.current_dir(self.folder()?).env_clear();
         // A home that is looked up otherwise would have the C library connect to a name service.
         let environment =
             [("PYTHONHASHSEED", "0"), ("LC_ALL", "C.UTF-8"), ("HOME", "/"), ("MALLOC_ARENA_MAX", "1")];
@@ -347,4 +359,23 @@ fn outcome(end: End, seconds: f64, limits: &Limits, last_line: String) -> Outcom
         },
     };
     Outcome { verdict, seconds, message: if last_line.is_empty() { note } else { last_line } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::sandbox::Sandbox;
+
+    #[test]
+    fn a_folder_is_there_from_the_first_program_to_the_end() {
+        let Ok(sandbox) = Sandbox::new(None, Limits::default()) else { return };
+        assert!(sandbox.machine.folder.get().is_none(), "trials leave none");
+        sandbox.run("pass").unwrap();
+        let folder = sandbox.machine.folder.get().unwrap().path().to_owned();
+        sandbox.run("pass").unwrap();
+        assert_eq!(sandbox.machine.folder().unwrap(), folder);
+        assert!(folder.is_dir());
+        drop(sandbox);
+        assert!(!folder.exists());
+    }
 }
