@@ -75,11 +75,13 @@ impl Journal {
         let (mut done, mut failed) = (Vec::new(), 0);
         let mut end = 0u64;
         let mut reader = BufReader::new(&mut *file);
-        let mut line = String::new();
+        let mut line = Vec::new();
         loop {
             line.clear();
-            let n = reader.read_line(&mut line).map_err(fail)?;
-            let Some(text) = line.strip_suffix('\n') else { break };
+            let n = reader.read_until(b'\n', &mut line).map_err(fail)?;
+            // A line that was cut off may end in the middle of a character.
+            let Some(whole) = line.strip_suffix(b"\n") else { break };
+            let Ok(text) = std::str::from_utf8(whole) else { break };
             if end == 0 {
                 if text != header {
                     return Err(Error::request(format!(
@@ -247,8 +249,11 @@ mod tests {
         assert_eq!(kept.path(), part);
         drop(kept);
         assert!(!target.exists());
-        // A line that was cut off in the middle is done again.
-        OpenOptions::new().append(true).open(&part).unwrap().write_all(b"[1,{\"te").unwrap();
+        // A line that was cut off in the middle, be it of a character, is done again.
+        let append = |bytes: &[u8]| OpenOptions::new().append(true).open(&part).unwrap().write_all(bytes);
+        append(b"[1,{\"text\":\"caf\xc3").unwrap();
+        drop(Journal::open(&target, 1, true, false).unwrap());
+        append(b"[1,{\"te").unwrap();
         assert!(Journal::open(&target, 1, false, false).is_err(), "an old journal was overwritten");
         assert!(Journal::open(&target, 2, true, false).is_err(), "other work was mixed in");
         let mut journal = Journal::open(&target, 1, true, false).unwrap();

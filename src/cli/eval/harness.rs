@@ -33,7 +33,7 @@ pub struct Row {
 /// The settings of a run: every T, with and without remasking where that is compared, in every trial.
 ///
 /// # Errors
-/// [`Error::Request`] for more trials than can be meant.
+/// [`Error::Request`] for more trials than can be meant, and for a T that is there twice.
 pub fn settings(
     args: &RunArgs,
     steps: Option<usize>,
@@ -41,6 +41,9 @@ pub fn settings(
     seed: u64,
 ) -> Result<Vec<Setting>> {
     at_most("trials", args.trials.get(), MOST_TRIALS)?;
+    if let Some(twice) = args.t_sweep.iter().enumerate().find(|(i, t)| args.t_sweep[..*i].contains(t)) {
+        return Err(Error::request(format!("--t-sweep: {} is there twice", twice.1)));
+    }
     let sweep: Vec<Option<usize>> = match args.t_sweep.as_slice() {
         [] => vec![steps],
         sweep => sweep.iter().map(|t| Some(t.get())).collect(),
@@ -121,8 +124,12 @@ pub fn run(
             };
             let seconds = start.elapsed().as_secs_f64() / round.len() as f64;
             for (&item, answer) in round.iter().zip(answers) {
-                if let Some(journal) = &mut journal {
-                    journal.put(first + item, &line(&ids[item], setting, &answer, &metrics, seconds))?;
+                let put = journal.as_mut().map_or(Ok(()), |journal| {
+                    journal.put(first + item, &line(&ids[item], setting, &answer, &metrics, seconds))
+                });
+                if let Err(error) = put {
+                    bar.finish_and_clear();
+                    return Err(stopped(error, journal, args, &rows));
                 }
                 let Answer { values, nfe, samples, .. } = answer;
                 rows[first + item] = Some(Row { values, nfe: nfe as f64, samples: samples as f64, seconds });
@@ -248,6 +255,7 @@ mod tests {
         let both = settings(&args(1, Vec::new()), None, &[Some(false), Some(true)], 0);
         assert_eq!(both.unwrap().len(), 2);
         assert!(settings(&args(usize::MAX, Vec::new()), None, &[None], 0).is_err());
+        assert!(settings(&args(1, vec![t(4), t(8), t(4)]), None, &[None], 0).is_err());
     }
 
     #[test]

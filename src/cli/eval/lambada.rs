@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::ExamArgs;
 use super::generated::{Exam, Manner, Sampled};
-use super::prompts::{Form, Prompts, left_out};
+use super::prompts::{Form, Prompts, fingerprint_of, left_out};
 use super::task::{Answer, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
@@ -90,7 +90,8 @@ impl Exam for Lambada<'_> {
     }
 
     fn choices(&self) -> Value {
-        json!(self.items.iter().map(|item| &item.word).collect::<Vec<_>>())
+        let item = |item: &Item| json!([item.word, fingerprint_of(item.given.iter().copied())]);
+        json!(self.items.iter().map(item).collect::<Vec<_>>())
     }
 
     fn canvas(&self, item: usize) -> (Canvas, Option<usize>) {

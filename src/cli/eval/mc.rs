@@ -285,12 +285,16 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     metrics.push(Metric::plain("margin", Better::Higher));
     let positions: usize =
         items.iter().flat_map(|i| i.options.iter().map(|o| o.ids.len())).sum::<usize>() / items.len().max(1);
-    let passes = if args.ar { 1 } else { args.levels.get() };
+    let most = args.run.t_sweep.iter().max().unwrap_or(&args.levels).get();
+    let passes = if args.ar { 1 } else { most };
     let round = (4 * engine.worthwhile_rows() / (positions * passes).max(1)).max(1);
     let choices = json!({
         "format": format!("{:?}", args.format), "scoring": format!("{scoring:?}"), "parity": args.parity,
         "mask_id": mask_id, "shift": shift, "data": args.data.display().to_string(),
-        "tokens": fingerprint_of(items.iter().flat_map(|i| &i.options).flat_map(|o| o.ids.iter().copied())),
+        "items": fingerprint_of(items.iter().flat_map(|item| {
+            let options = item.options.iter().flat_map(|o| [o.given as u32, o.ids.len() as u32].into_iter().chain(o.ids.iter().copied()));
+            options.chain([item.gold as u32])
+        })),
     });
     let mut task =
         MultipleChoice { model: engine.likelihood(), items, rule, metrics, round, choices: choices.clone() };

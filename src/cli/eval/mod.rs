@@ -24,13 +24,13 @@ use serde_json::Value;
 use self::args::{MOST_SAMPLES, RunArgs, at_most};
 use self::generated::{Exam, Generated, Manner, check_corrections};
 use self::prompts::Prompts;
-use self::results::About;
+use self::results::{About, Summary};
 use self::task::{Setting, Task};
 use super::Context;
 use super::args::ModelArgs;
 use super::common::{Speller, check_mask};
 use super::engine::Engine;
-use super::journal::Journal;
+use super::journal::{Journal, fingerprint};
 use super::sampling::{Sampling, order_name};
 use super::trace::{Form as TraceForm, Recording};
 use super::{device, terminal};
@@ -129,14 +129,27 @@ fn finish(
     context: &Context,
     about: &About,
 ) -> Result<()> {
-    let (summaries, journal) = harness::run(task, settings, &about.source, args, context)?;
+    let ran = harness::run(task, settings, &work(about), args, context)?;
+    conclude(ran, args, about, |_| Ok(()))
+}
+
+/// Writes and shows what came of a run: its journal ends when all else is written, so that until then `--resume` goes on.
+fn conclude(
+    (summaries, journal): (Vec<Summary>, Option<Journal>),
+    args: &RunArgs,
+    about: &About,
+    also: impl FnOnce(&mut Journal) -> Result<()>,
+) -> Result<()> {
     if let Some(dir) = &args.output {
         results::write(dir, about, &summaries)?;
         if plot::is_sweep(&summaries) {
             plot::write(&dir.join(harness::PLOT), about, &summaries)?;
         }
     }
-    journal.map_or(Ok(()), Journal::finish)?;
+    if let Some(mut journal) = journal {
+        also(&mut journal)?;
+        journal.finish()?;
+    }
     results::show(about, &summaries, args.json)
 }
 
@@ -161,14 +174,25 @@ fn about(
     }
 }
 
-/// Where a model lies, and how large its weights are: what tells checkpoints of one name apart.
+/// What results are of: the model, and what it computes on and in.
+fn work(about: &About) -> String {
+    let device = about.device.split(',').next().unwrap_or_default();
+    format!("{}, {device}, {}", about.source, about.dtype)
+}
+
+/// Where a model lies, how large its weights are, and a hash of some of them: what tells checkpoints of one name apart.
 fn source(files: &ModelFiles) -> String {
     let path = files.path.as_ref().map_or_else(
         || files.name.clone(),
         |path| path.canonicalize().unwrap_or_else(|_| path.clone()).display().to_string(),
     );
-    let bytes: usize = files.checkpoint.iter().map(|(_, tensor)| tensor.bytes().len()).sum();
-    format!("{path}, {bytes} bytes")
+    let (mut bytes, mut ends) = (0, Vec::new());
+    for (_, tensor) in files.checkpoint.iter() {
+        let all: &[u8] = tensor.bytes();
+        bytes += all.len();
+        ends.extend([&all[..all.len().min(64)], &all[all.len().saturating_sub(64)..]]);
+    }
+    format!("{path}, {bytes} bytes, {:016x}", fingerprint(&ends))
 }
 
 /// How an exam is taken.
@@ -185,7 +209,8 @@ struct Taking<'a> {
     choices: Value,
 }
 
-/// Takes an exam that is made from the model's files: the whole of a command.
+/// Takes an exam that is made from the model's files: the whole of a command. `also` writes what goes to --output beside
+/// results.
 ///
 /// # Errors
 /// Any [`Error`](crate::Error).
@@ -194,7 +219,7 @@ fn take<'f, E: Exam>(
     taking: &Taking<'_>,
     context: &Context,
     exam: impl FnOnce(Prompts<'f>) -> Result<E>,
-    judge: impl FnOnce(&mut Generated<'_, E>, &[Setting]) -> Result<()>,
+    also: impl FnOnce(&mut Journal, &[Setting]) -> Result<()>,
 ) -> Result<()> {
     let Taking { run, model, sampling, manner, both, steps, trace, choices } = taking;
     check_mask(files, sampling)?;
@@ -215,8 +240,9 @@ fn take<'f, E: Exam>(
     let seed = sampling.seed.unwrap_or(0);
     let settings = harness::settings(run, *steps, remask, seed)?;
     let about = about(&task, &*engine, files, Some(order_name(&sample).to_owned()), choices.clone(), seed);
-    let done = finish(&mut task, &settings, run, context, &about);
-    if let (Some(path), Some(runs)) = (trace, &task.recorded) {
+    let ran = harness::run(&mut task, &settings, &work(&about), run, context);
+    // A run that went on where nothing was left to draw leaves the recording of the one before.
+    if let (Some(path), Some(runs)) = (trace, task.recorded.as_ref().filter(|runs| !runs.is_empty())) {
         let speller = Speller::new(files);
         let (piece, special) = (|id| speller.piece(id), |id| speller.is_special(id));
         Recording { model: &files.name, runs, piece: &piece, special: &special }.write(path)?;
@@ -224,6 +250,5 @@ fn take<'f, E: Exam>(
             terminal::note(&format!("{} samples recorded in {}", runs.len(), path.display()));
         }
     }
-    done?;
-    judge(&mut task, &settings)
+    conclude(ran?, run, &about, |journal| also(journal, &settings))
 }

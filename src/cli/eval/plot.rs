@@ -63,7 +63,7 @@ fn panels(about: &About, summaries: &[Summary]) -> [Panel; 3] {
     };
     let scale = if unit == Unit::Share { 100.0 } else { 1.0 };
     let mut quality: Vec<Series> = Vec::new();
-    for s in summaries.iter().filter(|s| s.metric.unit == unit) {
+    for s in summaries.iter().filter(|s| s.metric.unit == unit && s.value.is_finite()) {
         let Some(t) = s.steps else { continue };
         let label = name(s);
         let point = (t as f64, s.value * scale, s.low * scale, s.high * scale);

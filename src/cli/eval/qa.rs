@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::args::ExamArgs;
 use super::generated::{Exam, Manner, Sampled};
 use super::lambada::greedy_unless_told;
-use super::prompts::{Form, Prompts, left_out};
+use super::prompts::{Form, Prompts, fingerprint_of, left_out};
 use super::task::{Answer, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
@@ -107,7 +107,8 @@ impl Exam for Questions<'_> {
     }
 
     fn choices(&self) -> Value {
-        json!(self.items.iter().map(|item| json!([item.free, item.answers])).collect::<Vec<_>>())
+        let item = |item: &Item| json!([item.free, item.answers, fingerprint_of(item.given.iter().copied())]);
+        json!(self.items.iter().map(item).collect::<Vec<_>>())
     }
 
     fn canvas(&self, item: usize) -> (Canvas, Option<usize>) {

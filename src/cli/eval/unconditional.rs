@@ -9,7 +9,7 @@ use super::args::{MOST_SAMPLES, RunArgs, at_most};
 use super::generated::{Exam, Manner, Sampled};
 use super::prompts::Prompts;
 use super::task::{Answer, Better, Metric, Unit};
-use super::{Taking, take};
+use super::{Taking, source, take};
 use crate::cli::args::{ModelArgs, SamplingArgs};
 use crate::cli::sampling::{DEFAULT_LENGTH, DEFAULT_STEPS};
 use crate::cli::{Context, device};
@@ -55,6 +55,8 @@ pub struct Args {
 
 /// A model that judges.
 struct Judge<'a> {
+    /// Where it lies.
+    source: String,
     model: Box<dyn Likelihood + 'a>,
     prompts: Prompts<'a>,
 }
@@ -65,7 +67,6 @@ struct Unconditional<'a, 'j> {
     samples: usize,
     length: usize,
     opening: u32,
-    under: Option<String>,
 }
 
 impl<'a, 'j> Unconditional<'a, 'j> {
@@ -82,8 +83,7 @@ impl<'a, 'j> Unconditional<'a, 'j> {
             Error::request(format!("{name} names neither bos_token_id nor eos_token_id to begin from"))
         })?;
         let samples = args.run.limit.map_or(args.samples, |limit| limit.min(args.samples)).get();
-        let under = args.under.clone();
-        Ok(Self { prompts, judge, samples, length, opening, under })
+        Ok(Self { prompts, judge, samples, length, opening })
     }
 }
 
@@ -107,7 +107,7 @@ impl Exam for Unconditional<'_, '_> {
     }
 
     fn choices(&self) -> Value {
-        json!({"length": self.length, "under": self.under})
+        json!({"length": self.length, "under": self.judge.as_ref().map(|judge| &judge.source)})
     }
 
     fn canvas(&self, _: usize) -> (Canvas, Option<usize>) {
@@ -152,7 +152,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         judge_files.as_ref().map(|files| device::load(&args.model.device, files, context)).transpose()?;
     let judge = match (&judge_files, &judge_engine) {
         (Some(files), Some(engine)) => {
-            Some(Judge { model: engine.likelihood(), prompts: Prompts::new(files)? })
+            Some(Judge { source: source(files), model: engine.likelihood(), prompts: Prompts::new(files)? })
         }
         _ => None,
     };
