@@ -7,8 +7,9 @@ mod unigram;
 
 use std::path::Path;
 
-use eval::{fixture, results, value};
-use lacuna::io::ModelFiles;
+use eval::{fails, fixture, lacuna, results, text, value};
+use lacuna::io::{ModelFiles, TokenWriter};
+use serde_json::{Value, json};
 
 /// A model of known likelihoods in the vocabulary of the bundled one, in which `likely` have the given logits.
 fn known(dir: &Path, likely: &[(&str, f32)]) -> (String, Vec<f64>) {
@@ -61,6 +62,110 @@ fn nelbo_of_a_network_that_looks_at_nothing() {
         assert!((value(&found, "nats/token") - want).abs() < 0.06 * want, "{times}: {found:?} for {want}");
         let (seen, all): (f64, f64) = (value(&found, "unweighted"), want);
         assert!((seen - all).abs() < 0.06 * all, "{times}: {seen} for {all}");
+    }
+}
+
+#[test]
+fn nelbo_takes_no_more_than_its_limit_and_leaves_out_what_it_does_not_know() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("m");
+    let (model, nll) = known(&folder, &[(" the", 4.0), (",", 2.0)]);
+    let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-4, "{got} for {want}");
+    // Behind the line that two sequences are from stands one that cannot be read.
+    let file = dir.path().join("a.jsonl");
+    std::fs::write(&file, "{\"text\": \"the king, the queen\"}\nno object\n").unwrap();
+    let ids = encode("the king, the queen");
+    assert!(ids.len() > 4, "{ids:?}");
+    let args = |data: &Path| {
+        ["eval", "nelbo", "--data", data.to_str().unwrap(), "--model", model.as_str(), "--length", "3"]
+            .map(str::to_owned)
+    };
+    let of = |data: &Path, more: &[&str]| {
+        let args = args(data);
+        let mut all: Vec<&str> = args[1..].iter().map(String::as_str).collect();
+        all.extend(more);
+        results(&all)
+    };
+    let found = of(&file, &["--ar", "--limit", "2"]);
+    assert_eq!(found[0]["items"], 2);
+    close(value(&found, "nats/token"), ids[..4].iter().map(|&id| nll[id as usize]).sum::<f64>() / 4.0);
+    fails(&args(&file).each_ref().map(String::as_str), 2, "line 2");
+
+    // Sequences of a token file: the and a comma, the and the end of the text.
+    let (the, comma) = (encode(" the")[0], encode(",")[0]);
+    let tokens = dir.path().join("a.tok");
+    let hash = *ModelFiles::bundled().unwrap().tokenizer.unwrap().sha256();
+    let mut writer = TokenWriter::create(&tokens, 1024, 1, &hash).unwrap();
+    writer.push(&[the, comma, the]).unwrap();
+    writer.commit().unwrap();
+    let nll = |id: u32| nll[id as usize];
+    let found = of(&tokens, &["--ar", "--limit", "1"]);
+    close(value(&found, "nats/token"), (nll(the) + nll(comma)) / 2.0);
+    close(value(&found, "bits/byte"), (nll(the) + nll(comma)) / std::f64::consts::LN_2 / 5.0);
+    // More than there is, without what says how many bytes a token has.
+    std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    let most = usize::MAX.to_string();
+    let found = of(&tokens, &["--ar", "--limit", &most]);
+    assert_eq!(found[0]["items"], 2);
+    close(value(&found, "nats/token"), (2.0 * nll(the) + nll(comma) + nll(1)) / 4.0);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().all(|r| r["metric"] != "bits/byte"), "{found:?}");
+    // One draw does not tell what draws leave open.
+    for (draws, told) in [("1", false), ("2", true)] {
+        let args = args(&tokens);
+        let mut all: Vec<&str> = args.iter().map(String::as_str).collect();
+        all.extend(["--draws", draws]);
+        let output = lacuna(&all);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stderr).contains("the draws alone leave"), told, "{draws} draws");
+        let table = text(&output.stdout);
+        assert!(table.contains("nats/token") && !table.contains("bits/byte"), "{table}");
+    }
+}
+
+#[test]
+fn a_prompt_that_leaves_no_room_for_an_answer_is_too_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("q.jsonl");
+    let question = format!("the{}", " the".repeat(99));
+    let given = encode(&format!("Question: {question}\nAnswer:")).len();
+    assert!((100..126).contains(&given), "{given} tokens of a context of 128");
+    std::fs::write(&file, json!({"question": question, "answer": "#### 1"}).to_string()).unwrap();
+    let args = ["eval", "gsm8k", "--data", file.to_str().unwrap(), "--form", "plain", "--steps", "2"];
+    fails(&args, 2, "and 64 to be filled in");
+    fails(&[&args[..], &["--too-long", "skip"]].concat(), 2, "0 items");
+    for more in [&["--too-long", "truncate"], &["--length", "1"]] {
+        let found = results(&[&args[1..], more.as_slice()].concat());
+        assert_eq!(found[0]["items"], 1, "{more:?}");
+    }
+}
+
+#[test]
+fn comparisons_are_of_ratios_of_sums() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, first: f64| {
+        let path = dir.path().join(name);
+        let line = |id: &str, pair: [f64; 2]| {
+            json!({"id": id, "steps": 4, "trial": 0, "metrics": {"perplexity": pair}}).to_string()
+        };
+        std::fs::write(&path, [line("1", [first, 1.0]), line("2", [6.0, 3.0])].join("\n")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let found = results(&["compare", &write("a.jsonl", 2.0), &write("b.jsonl", 4.0)]);
+    assert_eq!((found.len(), &found[0]["metric"]), (1, &json!("log perplexity")));
+    // 8 / 4 and 10 / 4; the items' own ratios have the means 2 and 3.
+    assert_eq!((found[0]["a"].as_f64(), found[0]["b"].as_f64()), (Some(2.0), Some(2.5)));
+    // Residuals of B over the mean denominator, (4 - 2.5) / 2 and (6 - 7.5) / 2, have sd sqrt(1.125); those of A are 0.
+    assert!((found[0]["t"].as_f64().unwrap() - 2.0 / 3.0).abs() < 1e-9, "{found:?}");
+}
+
+#[test]
+fn numbers_in_lines_are_read_back_as_they_were_written() {
+    // The results of a run that goes on are made of numbers that were read.
+    for i in 1..20_000 {
+        let number = f64::from(i).sqrt() / 7.0;
+        let read: Value = serde_json::from_str(&json!([number, i]).to_string()).unwrap();
+        assert_eq!(read[0].as_f64(), Some(number));
     }
 }
 

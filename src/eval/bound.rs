@@ -66,14 +66,14 @@ impl Scored {
         self.weighted.iter().sum::<f64>() / self.weighted.len().max(1) as f64
     }
 
-    /// The variance of [`bound`](Self::bound) over draws. Of stratified draws, by pairs of neighbouring parts
-    /// (collapsed strata; Cochran, "Sampling Techniques", section 5A.12), which is on the safe side.
-    pub fn variance(&self, times: Times) -> f64 {
+    /// The variance of [`bound`](Self::bound) over draws, which one alone does not tell. Of stratified draws, by pairs of
+    /// neighbouring parts (collapsed strata; Cochran, "Sampling Techniques", section 5A.12), which is on the safe side.
+    pub fn variance(&self, times: Times) -> Option<f64> {
         let n = self.weighted.len() as f64;
         if self.weighted.len() < 2 {
-            return 0.0;
+            return None;
         }
-        match times {
+        Some(match times {
             Times::MonteCarlo => {
                 let mean = self.bound();
                 self.weighted.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0) / n
@@ -89,7 +89,7 @@ impl Scored {
                 };
                 (pairs + odd) / (n * n)
             }
-        }
+        })
     }
 }
 
@@ -162,12 +162,13 @@ impl Estimator {
 /// The bound of several texts, in nats a token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bound {
-    /// Per maskable token, with the interval that sampling the texts allows.
-    pub per_token: Ratio,
-    /// Half the width of the 95 % interval that is left when the texts are given: that of times and masks alone.
-    pub of_draws: f64,
-    /// Mean negative log-likelihood of masked tokens, unweighted.
-    pub unweighted: f64,
+    /// Per maskable token, with the interval that sampling the texts allows; `None` without such a token.
+    pub per_token: Option<Ratio>,
+    /// Half the width of the 95 % interval that is left when the texts are given: that of times and masks alone. `None`
+    /// with a single draw of a text.
+    pub of_draws: Option<f64>,
+    /// Mean negative log-likelihood of masked tokens, unweighted; `None` where none was masked.
+    pub unweighted: Option<f64>,
     /// Tokens, each text's counted once.
     pub tokens: usize,
 }
@@ -176,13 +177,13 @@ pub struct Bound {
 pub fn total(scored: &[Scored], times: Times) -> Bound {
     let pairs: Vec<(f64, f64)> = scored.iter().map(|s| (s.bound(), s.maskable as f64)).collect();
     let tokens = scored.iter().map(|s| s.maskable).sum::<usize>();
-    let variance: f64 = scored.iter().map(|s| s.variance(times)).sum();
+    let variance: Option<f64> = scored.iter().map(|s| s.variance(times)).sum();
     let masked: usize = scored.iter().map(|s| s.masked).sum();
     let unweighted: f64 = scored.iter().map(|s| s.unweighted).sum();
     Bound {
         per_token: ratio(&pairs),
-        of_draws: 1.959_963_984_540_054 * variance.sqrt() / tokens.max(1) as f64,
-        unweighted: unweighted / masked.max(1) as f64,
+        of_draws: variance.filter(|_| tokens > 0).map(|v| 1.959_963_984_540_054 * v.sqrt() / tokens as f64),
+        unweighted: (masked > 0).then(|| unweighted / masked as f64),
         tokens,
     }
 }
@@ -205,13 +206,30 @@ mod tests {
     #[test]
     fn variances_by_hand() {
         let scored = Scored { weighted: vec![1.0, 3.0, 2.0, 6.0], ..Scored::default() };
+        let is = |got: Option<f64>, expected: f64| got.is_some_and(|got| (got - expected).abs() < 1e-12);
         // Mean 3; squares 4 + 0 + 1 + 9 = 14; 14 / 3 / 4.
-        assert!((scored.variance(Times::MonteCarlo) - 14.0 / 12.0).abs() < 1e-12);
+        assert!(is(scored.variance(Times::MonteCarlo), 14.0 / 12.0));
         // Pairs (1, 3) and (2, 6): 4 + 16 = 20; 20 / 16.
-        assert!((scored.variance(Times::Stratified) - 20.0 / 16.0).abs() < 1e-12);
+        assert!(is(scored.variance(Times::Stratified), 20.0 / 16.0));
         let odd = Scored { weighted: vec![1.0, 3.0, 2.0], ..Scored::default() };
         // (1, 3), and (3, 2) at half: 4 + 0.5 = 4.5; 4.5 / 9.
-        assert!((odd.variance(Times::Stratified) - 0.5).abs() < 1e-12);
-        assert_eq!(Scored { weighted: vec![2.0], ..Scored::default() }.variance(Times::MonteCarlo), 0.0);
+        assert!(is(odd.variance(Times::Stratified), 0.5));
+        let one = Scored { weighted: vec![2.0], ..Scored::default() };
+        assert_eq!([Times::MonteCarlo, Times::Stratified].map(|times| one.variance(times)), [None; 2]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_no_number() {
+        // Of two draws 2 and 6 of 4 tokens the bound is 4 / 4, its variance 8 / 2.
+        let two = Scored { weighted: vec![2.0, 6.0], unweighted: 3.0, masked: 2, maskable: 4 };
+        let one = Scored { weighted: vec![2.0], unweighted: 0.0, masked: 0, maskable: 4 };
+        let got = total(std::slice::from_ref(&two), Times::MonteCarlo);
+        assert_eq!((got.per_token.map(|r| r.value), got.unweighted), (Some(1.0), Some(1.5)));
+        assert!((got.of_draws.unwrap() - 1.959_964 * 2.0 / 4.0).abs() < 1e-6);
+        let got = total(std::slice::from_ref(&one), Times::MonteCarlo);
+        assert_eq!((got.per_token.map(|r| r.value), got.of_draws, got.unweighted), (Some(0.5), None, None));
+        assert_eq!(total(&[two, one], Times::MonteCarlo).of_draws, None);
+        let got = total(&[], Times::Stratified);
+        assert_eq!((got.per_token, got.of_draws, got.unweighted, got.tokens), (None, None, None, 0));
     }
 }

@@ -50,13 +50,13 @@ pub struct Ratio {
 
 /// The sum of the first numbers of `items` over the sum of the second: a mean in which items weigh as much as their
 /// denominators. The standard error is by the residuals of a ratio of sums (Cochran, "Sampling techniques", section
-/// 6.4), 0 for fewer than two items; the interval is Student's with n - 1 degrees. All is 0 where the denominators
-/// add up to 0.
-pub fn ratio(items: &[(f64, f64)]) -> Ratio {
+/// 6.4), 0 for fewer than two items; the interval is Student's with n - 1 degrees. `None` where the denominators add
+/// up to 0.
+pub fn ratio(items: &[(f64, f64)]) -> Option<Ratio> {
     let n = items.len();
     let below: f64 = items.iter().map(|item| item.1).sum();
     if below == 0.0 {
-        return Ratio::default();
+        return None;
     }
     let value = items.iter().map(|item| item.0).sum::<f64>() / below;
     let mut standard_error = 0.0;
@@ -65,7 +65,7 @@ pub fn ratio(items: &[(f64, f64)]) -> Ratio {
         standard_error = (squares / (n - 1) as f64 * n as f64).sqrt() / below.abs();
     }
     let half = half_width(standard_error, n);
-    Ratio { value, standard_error, low: value - half, high: value + half }
+    Some(Ratio { value, standard_error, low: value - half, high: value + half })
 }
 
 /// The score interval of a share, within 0 and 1 (Wilson, "Probable inference, the law of succession, and
@@ -90,13 +90,14 @@ pub fn wilson(successes: f64, n: usize) -> (f64, f64) {
 pub struct Paired {
     /// Number of pairs.
     pub n: usize,
+    /// The mean of a, or its ratio of sums.
     pub mean_a: f64,
     pub mean_b: f64,
-    /// The mean of b - a.
+    /// The mean of b - a, or the difference of the ratios.
     pub difference: f64,
     /// Standard deviation of the differences (divided by n - 1).
     pub sd: f64,
-    /// Interval of the mean difference: percentiles of means of differences that are drawn again.
+    /// Interval of the difference: percentiles of those of items that are drawn again.
     pub low: f64,
     pub high: f64,
     /// How probable a mean difference at least as far from 0 is where there is none, by the bootstrap.
@@ -118,18 +119,7 @@ pub struct Paired {
 /// [`Error::Request`] for different lengths, fewer than two pairs, no resamples, or numbers that are not finite or
 /// whose differences are beyond the range of 64-bit numbers.
 pub fn paired(a: &[f64], b: &[f64], resamples: u32, seed: u64) -> Result<Paired> {
-    if a.len() != b.len() {
-        return Err(Error::request(format!(
-            "pairs: expected as many of both, got {} and {}",
-            a.len(),
-            b.len()
-        )));
-    }
-    let n = u32::try_from(a.len()).ok().filter(|n| *n > 1);
-    let n = n.ok_or_else(|| Error::request(format!("pairs: expected 2 to {}, got {}", u32::MAX, a.len())))?;
-    if resamples == 0 {
-        return Err(Error::request("resamples: expected at least 1, got 0"));
-    }
+    let n = number_of_pairs(a.len(), b.len(), resamples)?;
     for (name, values) in [("a", a), ("b", b)] {
         if let Some((i, value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(Error::request(format!("pair {i}, {name}: expected a finite number, got {value}")));
@@ -138,17 +128,9 @@ pub fn paired(a: &[f64], b: &[f64], resamples: u32, seed: u64) -> Result<Paired>
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
     let (difference, sd) = moments(&differences);
     let ((mean_a, _), (mean_b, _)) = (moments(a), moments(b));
-    if ![difference, sd, mean_a, mean_b].iter().all(|number| number.is_finite()) {
-        return Err(Error::request("pairs: expected differences of 64-bit numbers, got some beyond them"));
-    }
+    in_range(&[difference, sd, mean_a, mean_b])?;
     let count = f64::from(n);
-    let (t, p_t) = if difference == 0.0 {
-        (0.0, 1.0)
-    } else {
-        // Infinite where sd is 0.
-        let t = difference / (sd / count.sqrt());
-        (t, two_sided(t, count - 1.0))
-    };
+    let (t, p_t) = student(difference, sd, count);
     // Sums instead of means: of scores that are whole numbers they are exact, so that draws as far off as the
     // observed difference are told from others.
     let sum: f64 = differences.iter().sum();
@@ -172,17 +154,140 @@ pub fn paired(a: &[f64], b: &[f64], resamples: u32, seed: u64) -> Result<Paired>
     })
 }
 
-/// The sum of `n` of the `n` values, drawn with replacement: draw i is by word i mod 4 of position i / 4.
-fn resampled(values: &[f64], n: u32, rng: &Rng, step: u32) -> f64 {
-    let mut sum = 0.0;
-    for block in 0..n.div_ceil(4) {
-        let words = rng.words(Purpose::Measure, 0, step, block);
-        for word in words.into_iter().take((n - 4 * block) as usize) {
-            let place = (u64::from(word) * u64::from(n)) >> 32;
-            sum += values.get(place as usize).copied().unwrap_or_default();
+/// Compares the ratios of sums of `b` and `a`, of items as [`ratio`] has them.
+///
+/// Items are drawn again with all their numbers, and each draw has the ratios of its sums; for the probability the
+/// observed difference is taken away. The t-test is of linearised items (the delta method): an item differs from the
+/// difference of the ratios by its residual of `b` over the mean denominator of `b`, less the same of `a`, where a
+/// residual is the numerator less the ratio times the denominator. Where all denominators of a system are the same, it
+/// is [`paired`] of the items' ratios.
+///
+/// # Errors
+/// As [`paired`]; [`Error::Request`] for a denominator that is not above 0.
+pub fn paired_ratios(a: &[(f64, f64)], b: &[(f64, f64)], resamples: u32, seed: u64) -> Result<Paired> {
+    let n = number_of_pairs(a.len(), b.len(), resamples)?;
+    for (name, items) in [("a", a), ("b", b)] {
+        let wrong = |(above, below): (f64, f64)| !above.is_finite() || !below.is_finite() || below <= 0.0;
+        if let Some((i, (above, below))) = items.iter().enumerate().find(|(_, item)| wrong(**item)) {
+            return Err(Error::request(format!(
+                "pair {i}, {name}: expected a finite number over one above 0, got {above} over {below}"
+            )));
         }
     }
-    sum
+    match (of_one_weight(a), of_one_weight(b)) {
+        (Some(a), Some(b)) => paired(&a, &b, resamples, seed),
+        _ => linearised(a, b, n, resamples, seed),
+    }
+}
+
+/// The ratios of items that all have one denominator.
+fn of_one_weight(items: &[(f64, f64)]) -> Option<Vec<f64>> {
+    let first = items.first()?.1;
+    items.iter().map(|(above, below)| (*below == first).then(|| above / first)).collect()
+}
+
+/// Items as parts of a ratio of sums.
+struct Parts {
+    ratio: f64,
+    /// The mean denominator.
+    mean: f64,
+    /// The ratio with the magnitudes of the numerators.
+    magnitude: f64,
+    /// Residual and denominator of each item.
+    items: Vec<(f64, f64)>,
+}
+
+impl Parts {
+    fn of(items: &[(f64, f64)]) -> Self {
+        let sum = |of: fn(&(f64, f64)) -> f64| items.iter().map(of).sum::<f64>();
+        let below = sum(|item| item.1);
+        let ratio = sum(|item| item.0) / below;
+        Self {
+            ratio,
+            mean: below / items.len() as f64,
+            magnitude: sum(|item| item.0.abs()) / below,
+            items: items.iter().map(|&(above, below)| (above - ratio * below, below)).collect(),
+        }
+    }
+}
+
+/// [`paired_ratios`] of items that weigh differently.
+fn linearised(a: &[(f64, f64)], b: &[(f64, f64)], n: u32, resamples: u32, seed: u64) -> Result<Paired> {
+    let (a, b) = (Parts::of(a), Parts::of(b));
+    let difference = b.ratio - a.ratio;
+    let pairs = || a.items.iter().zip(&b.items);
+    let linear: Vec<f64> = pairs().map(|(a_i, b_i)| b_i.0 / b.mean - a_i.0 / a.mean).collect();
+    let (_, sd) = moments(&linear);
+    in_range(&[difference, sd, a.ratio, b.ratio, a.mean, b.mean, a.magnitude, b.magnitude])?;
+    let (t, p_t) = student(difference, sd, f64::from(n));
+    // The residuals of drawn items over their denominators are by how much the ratio of their sums is off that of all.
+    let rng = Rng::new(seed);
+    let parts: Vec<_> = pairs().collect();
+    let off = |step: u32| {
+        let (mut above, mut below) = ([0.0; 2], [0.0; 2]);
+        for (a_i, b_i) in places(n, &rng, step).filter_map(|place| parts.get(place)) {
+            above = [above[0] + a_i.0, above[1] + b_i.0];
+            below = [below[0] + a_i.1, below[1] + b_i.1];
+        }
+        above[1] / below[1] - above[0] / below[0]
+    };
+    let mut off: Vec<f64> = (0..resamples).map(off).collect();
+    let bound = difference.abs() - SAME * (a.magnitude + b.magnitude);
+    let extreme = off.iter().filter(|drawn| drawn.abs() >= bound).count();
+    off.sort_unstable_by(f64::total_cmp);
+    Ok(Paired {
+        n: parts.len(),
+        mean_a: a.ratio,
+        mean_b: b.ratio,
+        difference,
+        sd,
+        low: difference + quantile(&off, 1.0 - UPPER),
+        high: difference + quantile(&off, UPPER),
+        p_bootstrap: (extreme as f64 + 1.0) / (f64::from(resamples) + 1.0),
+        t,
+        p_t,
+    })
+}
+
+/// How many pairs are compared.
+fn number_of_pairs(a: usize, b: usize, resamples: u32) -> Result<u32> {
+    if a != b {
+        return Err(Error::request(format!("pairs: expected as many of both, got {a} and {b}")));
+    }
+    let n = u32::try_from(a).ok().filter(|n| *n > 1);
+    let n = n.ok_or_else(|| Error::request(format!("pairs: expected 2 to {}, got {a}", u32::MAX)))?;
+    if resamples == 0 {
+        return Err(Error::request("resamples: expected at least 1, got 0"));
+    }
+    Ok(n)
+}
+
+fn in_range(numbers: &[f64]) -> Result<()> {
+    match numbers.iter().all(|number| number.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::request("pairs: expected differences of 64-bit numbers, got some beyond them")),
+    }
+}
+
+/// Student's t of a mean difference, and the probability of one at least as far from 0.
+fn student(difference: f64, sd: f64, count: f64) -> (f64, f64) {
+    if difference == 0.0 {
+        return (0.0, 1.0);
+    }
+    // Infinite where sd is 0.
+    let t = difference / (sd / count.sqrt());
+    (t, two_sided(t, count - 1.0))
+}
+
+/// The places of `n` of `n` items, drawn with replacement: draw i is by word i mod 4 of position i / 4.
+fn places(n: u32, rng: &Rng, step: u32) -> impl Iterator<Item = usize> {
+    let words = (0..n.div_ceil(4)).flat_map(move |block| rng.words(Purpose::Measure, 0, step, block));
+    words.take(n as usize).map(move |word| ((u64::from(word) * u64::from(n)) >> 32) as usize)
+}
+
+/// The sum of `n` of the `n` values, drawn with replacement.
+fn resampled(values: &[f64], n: u32, rng: &Rng, step: u32) -> f64 {
+    places(n, rng, step).fold(0.0, |sum, place| sum + values.get(place).copied().unwrap_or_default())
 }
 
 /// Mean, and standard deviation of a sample; both 0 where there are too few values. The mean is corrected by the
@@ -237,155 +342,5 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn close(got: f64, expected: f64, within: f64) {
-        assert!((got - expected).abs() <= within, "got {got}, expected {expected}");
-    }
-
-    #[test]
-    fn an_estimate_by_hand() {
-        // Deviations -3 -1 -1 -1 0 0 2 4 of the mean 5: squares 9 1 1 1 0 0 4 16, sum 32; 32 / 7 = 4.571429.
-        let got = estimate(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]);
-        assert_eq!((got.n, got.mean), (8, 5.0));
-        close(got.sd, (32.0_f64 / 7.0).sqrt(), 1e-15);
-        // t of 7 degrees is 2.364624 in tables; half = 2.364624 * 2.138090 / sqrt 8 = 1.787487.
-        close(got.low, 5.0 - 1.787_487, 1e-5);
-        close(got.high, 5.0 + 1.787_487, 1e-5);
-    }
-
-    #[test]
-    fn estimates_of_little() {
-        assert_eq!(estimate(&[]), Estimate { n: 0, mean: 0.0, sd: 0.0, low: 0.0, high: 0.0 });
-        assert!(estimate(&[]).mean.is_sign_positive());
-        assert_eq!(estimate(&[0.1]), Estimate { n: 1, mean: 0.1, sd: 0.0, low: 0.1, high: 0.1 });
-        assert_eq!(estimate(&[0.1; 3]), Estimate { n: 3, mean: 0.1, sd: 0.0, low: 0.1, high: 0.1 });
-        for value in [f64::NAN, f64::INFINITY] {
-            let got = estimate(&[1.0, value]);
-            assert!([got.mean, got.sd, got.low, got.high].iter().all(|x| x.is_nan()), "{got:?}");
-        }
-    }
-
-    #[test]
-    fn quantiles_of_students_t_as_in_tables() {
-        let tables = [(2, 12.706_205), (3, 4.302_653), (11, 2.228_139), (101, 1.983_972), (1001, 1.962_339)];
-        for (n, expected) in tables.into_iter().chain([(usize::MAX, Z)]) {
-            close(half_width(1.0, n), expected, 1e-6);
-        }
-        // The first correction of a million degrees is (z^3 + z) / 4 = (7.529121 + 1.959964) / 4 of a millionth.
-        close(half_width(1.0, 1_000_001), Z + 2.372_271e-6, 1e-11);
-        // Both ways of the inversion meet.
-        close(upper_quantile(MANY - 1e-9), upper_quantile(MANY), 1e-11);
-        close(two_sided(2.228_138_852, 10.0), 0.05, 1e-9);
-        close(two_sided(-12.706_204_736, 1.0), 0.05, 1e-9);
-        assert_eq!(two_sided(0.0, 3.0), 1.0);
-    }
-
-    #[test]
-    fn a_ratio_by_hand() {
-        // 6 / 4 = 1.5; residuals 1 - 1.5, 2 - 1.5, 3 - 1.5 * 2 are -0.5, 0.5, 0, squares 0.5;
-        // sqrt(0.5 / 2 * 3) / 4 = 0.216506. t of 2 degrees is 4.302653, half 0.931552.
-        let got = ratio(&[(1.0, 1.0), (2.0, 1.0), (3.0, 2.0)]);
-        assert_eq!(got.value, 1.5);
-        close(got.standard_error, 0.75_f64.sqrt() / 4.0, 1e-15);
-        close(got.low, 1.5 - 0.931_552, 1e-5);
-        close(got.high, 1.5 + 0.931_552, 1e-5);
-        // With denominators of 1 it is the mean.
-        let (got, mean) = (ratio(&[(1.0, 1.0), (4.0, 1.0)]), estimate(&[1.0, 4.0]));
-        close(got.value, mean.mean, 1e-15);
-        close(got.high, mean.high, 1e-12);
-    }
-
-    #[test]
-    fn ratios_of_little() {
-        assert_eq!(ratio(&[]), Ratio::default());
-        assert_eq!(ratio(&[(1.0, 0.0), (2.0, 0.0)]), Ratio::default());
-        assert_eq!(ratio(&[(3.0, 2.0)]), Ratio { value: 1.5, standard_error: 0.0, low: 1.5, high: 1.5 });
-        assert!(ratio(&[(f64::NAN, 1.0), (1.0, 1.0)]).high.is_nan());
-    }
-
-    #[test]
-    fn shares() {
-        // 8 of 10: z^2 = 3.841459, centre 0.8 + 0.192073, half 1.959964 * sqrt(0.016 + 0.009604) = 0.313619,
-        // both over 1.384146: 0.490162 and 0.943318.
-        let (low, high) = wilson(8.0, 10);
-        close(low, 0.490_162, 1e-6);
-        close(high, 0.943_318, 1e-6);
-        // 0 of 10: z^2 / (10 + z^2) = 0.277533.
-        let (low, high) = wilson(0.0, 10);
-        assert_eq!(low, 0.0);
-        close(high, 0.277_533, 1e-6);
-        let (low, high) = wilson(10.0, 10);
-        close(low, 1.0 - 0.277_533, 1e-6);
-        assert_eq!(high, 1.0);
-        assert_eq!(wilson(11.0, 10), wilson(10.0, 10));
-        assert_eq!((wilson(0.0, 0), wilson(f64::NAN, 5)), ((0.0, 1.0), (0.0, 1.0)));
-    }
-
-    #[test]
-    fn a_pairing_by_hand() {
-        // Differences 1 2 3 0 4: mean 2, squares of deviations 1 0 1 4 4, sd sqrt(10 / 4), t = 2 / sqrt(2.5 / 5).
-        let (a, b) = ([1.0, 1.0, 1.0, 1.0, 1.0], [2.0, 3.0, 4.0, 1.0, 5.0]);
-        let got = paired(&a, &b, 4000, 1).unwrap();
-        assert_eq!((got.n, got.mean_a, got.mean_b, got.difference), (5, 1.0, 3.0, 2.0));
-        close(got.sd, 2.5_f64.sqrt(), 1e-15);
-        close(got.t, 8.0_f64.sqrt(), 1e-14);
-        // With x = t^2 / (4 + t^2) = 2 / 3 the probability of 4 degrees is 1 - sqrt x (1 + (1 - x) / 2) = 0.047421.
-        close(got.p_t, 1.0 - (2.0_f64 / 3.0).sqrt() * (7.0 / 6.0), 1e-12);
-        // A mean drawn again has the deviation sqrt(2 / 5) = 0.632, as differences over n have the variance 2.
-        close(got.high - got.low, 2.0 * Z * 0.4_f64.sqrt(), 0.2);
-        assert!(got.low > 0.0 && got.high < 4.0, "{got:?}");
-        // Centred sums reach 10 or -10 only as 2 2 2 2 2 and -2 -2 -2 -2 -2, each in one of 5^5 = 3125 draws.
-        close(got.p_bootstrap, 2.0 / 3125.0, 0.0015);
-        assert_eq!(got, paired(&a, &b, 4000, 1).unwrap());
-        let back = paired(&b, &a, 4000, 1).unwrap();
-        assert_eq!((back.difference, back.t, back.p_t), (-2.0, -got.t, got.p_t));
-        assert_eq!((back.low, back.high, back.p_bootstrap), (-got.high, -got.low, got.p_bootstrap));
-    }
-
-    #[test]
-    fn draws_as_far_off_as_the_difference_count() {
-        // Differences 1 and 0: draws sum to 0, 1, 1 or 2 and are 1 off the observed 1 in half of all cases. In tenths
-        // the sums are rounded.
-        for (a, b) in [([0.0, 1.0], [1.0, 1.0]), ([0.7, 0.3], [0.8, 0.3])] {
-            close(paired(&a, &b, 4000, 5).unwrap().p_bootstrap, 0.5, 0.04);
-        }
-    }
-
-    #[test]
-    fn many_pairs_are_near_to_the_normal_distribution() {
-        // Differences -1, 0, 1, 2 in turn: mean 0.5, variance 1.25 * 1000 / 999, so the interval is
-        // 0.5 -+ 1.96 * sqrt(1.25 / 1000) = 0.5 -+ 0.069296.
-        let (a, b): (Vec<f64>, Vec<f64>) = (0..1000).map(|i| (1.0, f64::from(i % 4))).unzip();
-        let got = paired(&a, &b, 2000, 3).unwrap();
-        close(got.low, 0.5 - 0.069_296, 0.006);
-        close(got.high, 0.5 + 0.069_296, 0.006);
-        close(got.sd, (1250.0_f64 / 999.0).sqrt(), 1e-12);
-        assert_eq!(got.p_bootstrap, 1.0 / 2001.0);
-        let other = paired(&a, &b, 2000, 4).unwrap();
-        assert!((got.low, got.high) != (other.low, other.high), "another seed");
-    }
-
-    #[test]
-    fn pairs_that_differ_by_the_same() {
-        let same = paired(&[0.1, 0.2, 0.3], &[0.1, 0.2, 0.3], 99, 0).unwrap();
-        assert_eq!((same.difference, same.sd, same.low, same.high), (0.0, 0.0, 0.0, 0.0));
-        assert_eq!((same.p_bootstrap, same.t, same.p_t), (1.0, 0.0, 1.0));
-        let more = paired(&[0.0; 3], &[0.1; 3], 99, 0).unwrap();
-        assert_eq!((more.sd, more.t, more.p_t), (0.0, f64::INFINITY, 0.0));
-        assert_eq!(more.p_bootstrap, 1.0 / 100.0);
-        assert_eq!(paired(&[0.1; 3], &[0.0; 3], 99, 0).unwrap().t, f64::NEG_INFINITY);
-    }
-
-    #[test]
-    fn pairs_that_cannot_be_compared() {
-        let message = |a: &[f64], b: &[f64], resamples| paired(a, b, resamples, 0).unwrap_err().to_string();
-        assert!(message(&[1.0, 2.0], &[1.0], 9).contains("2 and 1"));
-        assert!(message(&[1.0], &[1.0], 9).contains("got 1") && message(&[], &[], 9).contains("got 0"));
-        assert!(message(&[1.0, 2.0], &[1.0, f64::NAN], 9).contains("pair 1, b"));
-        assert!(message(&[f64::INFINITY, 2.0], &[1.0, 2.0], 9).contains("pair 0, a"));
-        assert!(message(&[f64::MAX, 0.0], &[f64::MIN, 0.0], 9).contains("beyond"));
-        assert!(message(&[1.0, 2.0], &[1.0, 2.0], 0).contains("resamples"));
-    }
-}
+#[path = "statistics_tests.rs"]
+mod tests;

@@ -116,11 +116,16 @@ impl RougeScorer {
 /// What stands before the answer in the solutions of GSM8K (Cobbe et al., 2021).
 const MARK: &str = "####";
 
-/// What stands behind the last `####` of its line, trimmed, without `$`, commas and full stops at the end; `None`
-/// where there is no mark, or nothing behind it.
+/// The first number behind the last `####`, on its line, as [`last_number`] reads numbers, `$` left out. Where no number
+/// is there, what is: trimmed, without `$`, commas and full stops at the end. `None` where there is no mark, or nothing
+/// behind it.
 pub fn final_answer(text: &str) -> Option<String> {
     let (_, behind) = text.rsplit_once(MARK)?;
-    let line: String = behind.lines().next()?.chars().filter(|c| !matches!(c, '$' | ',')).collect();
+    let line = behind.lines().next()?.replace('$', "");
+    if let Some(place) = number_from(&line, 0) {
+        return Some(signed(&line, place));
+    }
+    let line = line.replace(',', "");
     let answer = line.trim_matches(is_space).trim_end_matches('.').trim_end_matches(is_space);
     (!answer.is_empty()).then(|| answer.to_owned())
 }
@@ -129,32 +134,40 @@ pub fn final_answer(text: &str) -> Option<String> {
 /// decimal point and digits behind it, and a sign directly before them. A sign behind a letter, a digit or a closing
 /// bracket is a hyphen or an operator, not part of the number.
 pub fn last_number(text: &str) -> Option<String> {
+    let places = std::iter::successors(number_from(text, 0), |&(_, end)| number_from(text, end));
+    places.last().map(|place| signed(text, place))
+}
+
+/// Where the first number that begins at byte `at` or behind it is, without its sign.
+fn number_from(text: &str, mut at: usize) -> Option<(usize, usize)> {
     let bytes = text.as_bytes();
     let is = |at: usize, byte: u8| bytes.get(at) == Some(&byte);
     let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
     // A number may begin with the point, unless the point ends something.
     let ended = |at: usize| text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.');
-    let (mut last, mut at) = (None, 0);
-    while at < bytes.len() {
-        let start = at;
-        if digit(at) || (is(at, b'.') && digit(at + 1) && !ended(at)) {
-            while digit(at) || (is(at, b',') && digit(at + 1)) {
-                at += 1;
-            }
-            if is(at, b'.') && digit(at + 1) {
-                at += 1 + (at + 1..bytes.len()).take_while(|&at| digit(at)).count();
-            }
-            last = Some((start, at));
-        } else {
-            at += 1;
+    let begins = |at: usize| digit(at) || (is(at, b'.') && digit(at + 1) && !ended(at));
+    while !begins(at) {
+        if at >= bytes.len() {
+            return None;
         }
+        at += 1;
     }
-    let (start, end) = last?;
-    let before = &text[..start];
-    let negative = before
+    let start = at;
+    while digit(at) || (is(at, b',') && digit(at + 1)) {
+        at += 1;
+    }
+    if is(at, b'.') && digit(at + 1) {
+        at += 1 + (at + 1..bytes.len()).take_while(|&at| digit(at)).count();
+    }
+    Some((start, at))
+}
+
+/// The number at a place, with its sign and without commas.
+fn signed(text: &str, (start, end): (usize, usize)) -> String {
+    let negative = text[..start]
         .strip_suffix(['-', '\u{2212}'])
         .is_some_and(|rest| !rest.ends_with(|c: char| c.is_alphanumeric() || matches!(c, ')' | ']')));
-    Some(format!("{}{}", if negative { "-" } else { "" }, text[start..end].replace(',', "")))
+    format!("{}{}", if negative { "-" } else { "" }, text[start..end].replace(',', ""))
 }
 
 /// A number of digits as its sign, its whole part and its fraction, without zeros that change nothing.
@@ -188,12 +201,12 @@ pub fn parity_answer(text: &str) -> String {
     text.split(MARK).last().unwrap_or(text).trim_matches(is_space).replace(',', "")
 }
 
-/// The most frequent of the answers that are there, equal by [`same_answer`], in the form that came first; of
-/// equally frequent ones the one that came first.
-pub fn majority(answers: &[Option<String>]) -> Option<&str> {
+/// The most frequent of the answers that are there, equal by `same`, in the form that came first; of equally frequent
+/// ones the one that came first.
+pub fn majority(answers: &[Option<String>], same: impl Fn(&str, &str) -> bool) -> Option<&str> {
     let mut groups: Vec<(&str, usize)> = Vec::new();
     for answer in answers.iter().flatten() {
-        match groups.iter_mut().find(|(first, _)| same_answer(first, answer)) {
+        match groups.iter_mut().find(|(first, _)| same(first, answer)) {
             Some((_, count)) => *count += 1,
             None => groups.push((answer, 1)),
         }
@@ -317,7 +330,12 @@ mod tests {
             ("#### 18", "18"),
             ("a #### 1\nb\n####  $1,234.50. \nmore 7", "1234.50"),
             ("####-$5", "-5"),
-            ("####18 apples.\r\n", "18 apples"),
+            ("####18 apples.\r\n", "18"),
+            ("#### 18%", "18"),
+            ("#### $18/hour", "18"),
+            ("#### about -1,234.5 or 7", "-1234.5"),
+            ("#### 3 of 4, (2)-5\n6", "3"),
+            ("#### Tuesday, at noon. ", "Tuesday at noon"),
         ] {
             assert_eq!(final_answer(text).as_deref(), Some(expected), "{text:?}");
         }
@@ -359,11 +377,13 @@ mod tests {
     fn votes() {
         let votes = |answers: &[Option<&str>]| -> Option<String> {
             let answers: Vec<_> = answers.iter().map(|a| a.map(str::to_owned)).collect();
-            majority(&answers).map(str::to_owned)
+            majority(&answers, same_answer).map(str::to_owned)
         };
         assert_eq!(votes(&[Some("2"), Some("18.0"), None, Some("18"), None, None]).as_deref(), Some("18.0"));
         assert_eq!(votes(&[Some("b"), Some("a"), Some("a"), Some("b")]).as_deref(), Some("b"), "a tie");
         assert_eq!((votes(&[]), votes(&[None, None])), (None, None));
+        let as_text = ["18.0", "18", "18.00", "18"].map(|answer| Some(answer.to_owned()));
+        assert_eq!(majority(&as_text, |a, b| a == b), Some("18"));
     }
 
     #[test]

@@ -11,13 +11,14 @@ use super::harness::ITEMS;
 use crate::cli::Context;
 use crate::cli::terminal::{note, println};
 use crate::error::{Error, Result};
-use crate::eval::statistics::{Paired, paired};
+use crate::eval::statistics::{Paired, paired_ratios};
 use crate::io::Lines;
 
 const EXAMPLES: &str = "\
-Items are paired by their id, at the same T; with several trials an item has the mean
-of its trials. The interval and the first p are of a paired bootstrap over items, the
-second p of a paired t-test, both two-sided.
+Items are paired by their id, at the same T; with several trials an item has the means
+of their numerators and denominators. A and B are ratios of sums over items, as in
+results; of a perplexity the logarithm is compared. The interval and the first p are of
+a paired bootstrap over items, the second p of a paired t-test, both two-sided.
 
 Examples:
   lacuna eval countdown --data test.jsonl -o a
@@ -55,14 +56,29 @@ const LONGEST_LINE: usize = 64 << 20;
 
 /// What is compared: metric, T, remasking.
 type Key = (String, Option<u64>, Option<bool>);
-/// The values of each item, one a trial, in the order of the file.
-type Values = Vec<(String, Vec<f64>)>;
+/// Numerator and denominator.
+type Pair = (f64, f64);
 
-/// Reads items: for each metric and T the values.
-fn read(path: &Path) -> Result<Vec<(Key, Values)>> {
+/// An item under a key: numerators and denominators, added up over trials.
+struct Item {
+    id: String,
+    above: f64,
+    below: f64,
+    trials: f64,
+}
+
+impl Item {
+    /// The means over trials.
+    fn pair(&self) -> Pair {
+        (self.above / self.trials, self.below / self.trials)
+    }
+}
+
+/// Reads items: for each metric and T those that count, in the order of the file.
+fn read(path: &Path) -> Result<Vec<(Key, Vec<Item>)>> {
     let file = if path.is_dir() { path.join(ITEMS) } else { path.to_owned() };
     let mut lines = Lines::open(&file, LONGEST_LINE)?;
-    let mut all: Vec<(Key, Values)> = Vec::new();
+    let mut all: Vec<(Key, Vec<Item>)> = Vec::new();
     let mut places: BTreeMap<(Key, String), (usize, usize)> = BTreeMap::new();
     while let Some(mut object) = lines.next_object()? {
         let origin = lines.origin();
@@ -79,15 +95,16 @@ fn read(path: &Path) -> Result<Vec<(Key, Values)>> {
         let metrics = object.get("metrics").unwrap_or(&null);
         for (name, pair) in metrics.as_object().ok_or_else(|| wrong(metrics))? {
             let number = |at: usize| pair.get(at).and_then(Value::as_f64).ok_or_else(|| wrong(pair));
-            let (numerator, denominator) = (number(0)?, number(1)?);
-            if denominator == 0.0 {
-                continue;
-            }
-            let value = numerator / denominator;
-            let key: Key = (name.clone(), steps, remask);
+            let (above, below) = (number(0)?, number(1)?);
+            // What is kept of a perplexity is of its logarithm.
+            let name = if name == "perplexity" { "log perplexity" } else { name.as_str() };
+            let key: Key = (name.to_owned(), steps, remask);
             let place = (key.clone(), id.clone());
             if let Some(&(at, item)) = places.get(&place) {
-                all[at].1[item].1.push(value);
+                let item = &mut all[at].1[item];
+                item.above += above;
+                item.below += below;
+                item.trials += 1.0;
                 continue;
             }
             let at = all.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
@@ -95,9 +112,13 @@ fn read(path: &Path) -> Result<Vec<(Key, Values)>> {
                 all.len() - 1
             });
             places.insert(place, (at, all[at].1.len()));
-            all[at].1.push((id.clone(), vec![value]));
+            all[at].1.push(Item { id: id.clone(), above, below, trials: 1.0 });
         }
     }
+    for (_, items) in &mut all {
+        items.retain(|item| item.below != 0.0);
+    }
+    all.retain(|(_, items)| !items.is_empty());
     if all.is_empty() {
         return Err(Error::request(format!(
             "{}: there are no items in it; expected what lacuna eval --output wrote",
@@ -107,14 +128,13 @@ fn read(path: &Path) -> Result<Vec<(Key, Values)>> {
     Ok(all)
 }
 
-/// The means of the items that both have, and how many only one has.
-fn pairs(a: &Values, b: &Values) -> (Vec<f64>, Vec<f64>, usize) {
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let of: BTreeMap<&str, f64> = b.iter().map(|(id, values)| (id.as_str(), mean(values))).collect();
+/// The pairs of the items that both have, and how many items only one has.
+fn pairs(a: &[Item], b: &[Item]) -> (Vec<Pair>, Vec<Pair>, usize) {
+    let of: BTreeMap<&str, Pair> = b.iter().map(|item| (item.id.as_str(), item.pair())).collect();
     let (mut left, mut right) = (Vec::new(), Vec::new());
-    for (id, values) in a {
-        if let Some(&other) = of.get(id.as_str()) {
-            left.push(mean(values));
+    for item in a {
+        if let Some(&other) = of.get(item.id.as_str()) {
+            left.push(item.pair());
             right.push(other);
         }
     }
@@ -138,7 +158,8 @@ pub fn run(args: &Args, _: &Context) -> Result<()> {
     for (key, a) in &before {
         let same = after.iter().find(|(k, _)| k == key);
         // Of two single settings T need not be the same: that may be what is compared.
-        let single = |all: &[(Key, Values)]| all.iter().filter(|((name, ..), _)| *name == key.0).count() == 1;
+        let single =
+            |all: &[(Key, Vec<Item>)]| all.iter().filter(|((name, ..), _)| *name == key.0).count() == 1;
         let other = same.or_else(|| {
             let lone = single(&before) && single(&after);
             after.iter().find(|((name, ..), _)| lone && *name == key.0)
@@ -148,7 +169,7 @@ pub fn run(args: &Args, _: &Context) -> Result<()> {
         if a.len() < 2 {
             continue;
         }
-        rows.push((key.clone(), alone, paired(&a, &b, args.resamples, args.seed)?));
+        rows.push((key.clone(), alone, paired_ratios(&a, &b, args.resamples, args.seed)?));
     }
     if rows.is_empty() {
         return Err(Error::request(format!(
@@ -198,4 +219,39 @@ pub fn run(args: &Args, _: &Context) -> Result<()> {
         note(&format!("{alone} items are in one of the two alone and were not compared"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_have_the_means_of_their_trials_and_what_counts_nothing_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(ITEMS);
+        let line = |id: u32, trial: u32, loss: [f64; 2], fixed: [f64; 2]| {
+            let metrics = json!({"perplexity": loss, "fixed": fixed, "broken": [0, 0]});
+            json!({"id": id.to_string(), "steps": 4, "trial": trial, "metrics": metrics}).to_string()
+        };
+        let lines = [
+            line(1, 0, [2.0, 4.0], [0.0, 0.0]),
+            line(2, 0, [9.0, 3.0], [1.0, 1.0]),
+            line(1, 1, [4.0, 4.0], [0.0, 0.0]),
+            line(2, 1, [3.0, 3.0], [0.0, 0.0]),
+        ];
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let read = read(dir.path()).unwrap();
+        let seen: Vec<_> = read
+            .iter()
+            .map(|((name, steps, _), items)| {
+                let items: Vec<_> = items.iter().map(|item| (item.id.as_str(), item.pair())).collect();
+                (name.as_str(), *steps, items)
+            })
+            .collect();
+        let loss = vec![("1", (3.0, 4.0)), ("2", (6.0, 3.0))];
+        // Keys of a JSON object are in the order of the file.
+        assert_eq!(seen, [("log perplexity", Some(4), loss), ("fixed", Some(4), vec![("2", (0.5, 0.5))])]);
+        let (a, b, alone) = pairs(&read[0].1, &read[1].1);
+        assert_eq!((a, b, alone), (vec![(6.0, 3.0)], vec![(0.5, 0.5)], 1));
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::ExamArgs;
 use super::generated::{Exam, Manner, Sampled};
-use super::prompts::{Form, Prompts, left_out};
+use super::prompts::{Form, Prompts, fingerprint_of, left_out};
 use super::task::{Answer, Better, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "sft|plain", hide_possible_values = true, help_heading = "What")]
     pub form: Option<Form>,
 
-    /// New tokens of an answer [default: the rest of the context, at most 128]
+    /// New tokens of an answer [default: the rest of the context, at most 128; less than that and than half of it is --too-long]
     #[arg(long, short, value_name = "N", help_heading = "What")]
     pub length: Option<NonZeroUsize>,
 
@@ -86,11 +86,13 @@ pub struct Countdown<'a> {
 }
 
 /// New tokens, where nothing is said and the context allows.
-pub(super) const LENGTH: usize = 128;
+const LENGTH: usize = 128;
 
-/// How many tokens are filled in behind given ones.
+/// How many tokens are filled in behind given ones: those asked for, or what is left of the context. Where that is too
+/// little for an answer, it is as many as an answer needs, and the item is too long.
 pub(super) fn room(context: usize, given: usize, asked: Option<NonZeroUsize>) -> usize {
-    asked.map_or(context.saturating_sub(given).clamp(1, LENGTH), NonZeroUsize::get)
+    let least = (context / 2).clamp(1, LENGTH);
+    asked.map_or(context.saturating_sub(given).clamp(least, LENGTH), NonZeroUsize::get)
 }
 
 impl<'a> Countdown<'a> {
@@ -139,8 +141,10 @@ impl Exam for Countdown<'_> {
     }
 
     fn choices(&self) -> Value {
-        let problems: Vec<String> =
-            self.items.iter().map(|i| format!("{}:{}", i.problem, i.length)).collect();
+        let item = |i: &Item| {
+            json!([i.problem.to_string(), i.length, fingerprint_of(i.given.iter().copied()), i.reference])
+        };
+        let problems: Vec<Value> = self.items.iter().map(item).collect();
         json!({"form": format!("{:?}", self.form), "problems": problems})
     }
 
@@ -247,5 +251,38 @@ pub(in crate::cli) fn surest_first(sampling: &mut Sampling) {
         sampling.order = Some(OrderName::Confidence);
         sampling.remask = sampling.remask.or(Some(true));
         sampling.confidence_noise = sampling.confidence_noise.or(Some(0.5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_half_of_the_context_or_128_at_least() {
+        let free = |context, given| room(context, given, None);
+        assert_eq!([0, 1000, 1999, 5000].map(|given| free(2048, given)), [128; 4]);
+        // 128 tokens: what is left, down to half.
+        assert_eq!(
+            [0, 60, 64, 100, 127, 128, 300].map(|given| free(128, given)),
+            [128, 68, 64, 64, 64, 64, 64]
+        );
+        assert_eq!((free(38, 13), free(38, 30), free(1, 5), free(0, 0)), (25, 19, 1, 1));
+        assert_eq!(room(128, 100, NonZeroUsize::new(3)), 3);
+    }
+
+    #[test]
+    fn other_given_tokens_are_other_work() {
+        let files = ModelFiles::bundled().unwrap();
+        let choices = |given: &[u32], reference: &str| {
+            let (id, reference) = ("1".to_owned(), reference.to_owned());
+            let problem: Problem = "90,1,5,96".parse().unwrap();
+            let items = vec![Item { id, problem, reference, given: given.to_vec(), length: 4 }];
+            Countdown { prompts: Prompts::new(&files).unwrap(), items, samples: 1, form: Form::Plain }
+                .choices()
+        };
+        assert_eq!(choices(&[5, 6], "a"), choices(&[5, 6], "a"));
+        assert_ne!(choices(&[5, 6], "a"), choices(&[6, 5], "a"));
+        assert_ne!(choices(&[5, 6], "a"), choices(&[5, 6], "b"));
     }
 }

@@ -10,7 +10,7 @@ use super::args::ExamArgs;
 use super::countdown::{reference, room};
 use super::generated::{Exam, Manner, Sampled};
 use super::lambada::greedy_unless_told;
-use super::prompts::{Form, Prompts, left_out};
+use super::prompts::{Form, Prompts, fingerprint_of, left_out};
 use super::task::{Answer, Better, Metric};
 use super::{Taking, take};
 use crate::cli::Context;
@@ -23,8 +23,9 @@ use crate::sample::{Canvas, Part};
 
 const EXAMPLES: &str = "\
 --data is JSON lines with question and answer, or a .json array with instruction and
-output. An answer is right if the number behind #### is that of the reference (where
-there is no ####, the last number counts).
+output. An answer is right if the first number behind #### is that of the reference:
+18 apples is 18.00. Where no number is behind it, the text there counts, and where
+there is no ####, the last number.
 
 --shots N puts N worked examples from --shots-from before the question, chain of
 thought included; with --direct they have the final answer alone. --samples K draws K
@@ -65,7 +66,7 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "sft|plain", hide_possible_values = true, help_heading = "What")]
     form: Option<Form>,
 
-    /// New tokens of an answer [default: the rest of the context, at most 128]
+    /// New tokens of an answer [default: the rest of the context, at most 128; less than that and than half of it is --too-long]
     #[arg(long, short, value_name = "N", help_heading = "What")]
     length: Option<NonZeroUsize>,
 
@@ -98,6 +99,29 @@ struct Gsm8k<'a> {
     samples: usize,
     parity: bool,
     form: Form,
+}
+
+/// How the samples of a problem were answered.
+struct Marked {
+    answers: Vec<Option<String>>,
+    gold: String,
+    right: usize,
+    /// Whether the most frequent answer is right.
+    most: bool,
+}
+
+/// Takes the answers from texts and compares them with the reference's; under `parity` as the released evaluator does.
+fn mark(texts: &[String], reference: &str, parity: bool) -> Marked {
+    let take = |text: &str| match parity {
+        true => Some(parity_answer(text)),
+        false => final_answer(text).or_else(|| last_number(text)),
+    };
+    let same = |a: &str, b: &str| if parity { a == b } else { same_answer(a, b) };
+    let gold = take(reference).unwrap_or_default();
+    let answers: Vec<Option<String>> = texts.iter().map(|text| take(text)).collect();
+    let right = answers.iter().flatten().filter(|answer| same(answer, &gold)).count();
+    let most = majority(&answers, same).is_some_and(|answer| same(answer, &gold));
+    Marked { answers, gold, right, most }
 }
 
 /// The worked examples as a text.
@@ -166,8 +190,8 @@ impl Exam for Gsm8k<'_> {
     }
 
     fn choices(&self) -> Value {
-        let items: Vec<Value> =
-            self.items.iter().map(|i| json!([i.length, i.given.len(), i.reference])).collect();
+        let item = |i: &Item| json!([i.length, fingerprint_of(i.given.iter().copied()), i.reference]);
+        let items: Vec<Value> = self.items.iter().map(item).collect();
         json!({"form": format!("{:?}", self.form), "parity": self.parity, "items": items})
     }
 
@@ -178,32 +202,19 @@ impl Exam for Gsm8k<'_> {
 
     fn judge(&mut self, item: usize, samples: &[Sampled]) -> Result<Answer> {
         let item = &self.items[item];
-        let gold = final_answer(&item.reference).or_else(|| last_number(&item.reference)).unwrap_or_default();
-        let (mut right, mut answered, mut tokens) = (0, 0, 0);
-        let (mut outputs, mut answers) = (Vec::new(), Vec::new());
-        for sample in samples {
-            let text = self.prompts.decode(&sample.ids())?;
-            let marked = final_answer(&text);
-            answered += usize::from(marked.is_some());
-            tokens += sample.generation.tokens;
-            let answer = marked.or_else(|| last_number(&text));
-            right += usize::from(match self.parity {
-                true => parity_answer(&text) == parity_answer(&item.reference),
-                false => answer.as_deref().is_some_and(|a| same_answer(a, &gold)),
-            });
-            outputs.push(text);
-            answers.push(answer);
-        }
+        let texts = samples.iter().map(|s| self.prompts.decode(&s.ids())).collect::<Result<Vec<String>>>()?;
+        let answered = texts.iter().filter(|text| final_answer(text).is_some()).count();
+        let tokens: usize = samples.iter().map(|s| s.generation.tokens).sum();
+        let Marked { answers, gold, right, most } = mark(&texts, &item.reference, self.parity);
         let n = samples.len() as f64;
         let mut values = vec![(right as f64, n)];
         if self.samples > 1 {
-            let most = majority(&answers).is_some_and(|a| same_answer(a, &gold));
             values.push((f64::from(u8::from(most)), 1.0));
             values.push((hit_at_k(samples.len(), right, samples.len()), 1.0));
         }
         values.extend([(answered as f64, n), (tokens as f64, n)]);
         let record = Map::from_iter([
-            ("outputs".to_owned(), json!(outputs)),
+            ("outputs".to_owned(), json!(texts)),
             ("answers".to_owned(), json!(answers)),
             ("gold".to_owned(), json!(gold)),
         ]);
@@ -244,4 +255,54 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let files = ModelFiles::find(args.exam.model.model.as_deref())?;
     take(&files, &taking, context, |prompts| Gsm8k::new(args, prompts), |_, _| Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(texts: &[&str], reference: &str, parity: bool) -> Marked {
+        let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
+        mark(&texts, reference, parity)
+    }
+
+    #[test]
+    fn numbers_count_with_whatever_stands_beside_them() {
+        let texts = ["#### 18 apples", "#### 18%", "#### $18/hour", "so it is 18.00", "#### 17", "none"];
+        for reference in ["9 + 9 = 18\n#### 18", "#### 18 dollars"] {
+            let got = marked(&texts, reference, false);
+            assert_eq!((got.right, got.most, got.gold.as_str()), (4, true, "18"));
+            let answers: Vec<_> = got.answers.iter().map(Option::as_deref).collect();
+            assert_eq!(
+                answers,
+                [Some("18"), Some("18"), Some("18"), Some("18.00"), Some("17"), None],
+                "{reference}"
+            );
+        }
+    }
+
+    #[test]
+    fn under_parity_answers_are_texts() {
+        // As numbers three of five are 18; as texts one is, and 18.0 is the most frequent.
+        let texts = ["#### 18.0", "#### 18", "#### 18.0", "#### 1,7", "so it is 5"];
+        let got = marked(&texts, "x\n#### 18", true);
+        assert_eq!((got.right, got.most, got.gold.as_str()), (1, false, "18"));
+        let answers: Vec<_> = got.answers.iter().flatten().map(String::as_str).collect();
+        assert_eq!(answers, ["18.0", "18", "18.0", "17", "so it is 5"]);
+        let got = marked(&texts, "x\n#### 18", false);
+        assert_eq!((got.right, got.most), (3, true));
+    }
+
+    #[test]
+    fn other_given_tokens_are_other_work() {
+        let files = ModelFiles::bundled().unwrap();
+        let choices = |given: &[u32]| {
+            let (id, reference) = ("1".to_owned(), "#### 1".to_owned());
+            let items = vec![Item { id, reference, given: given.to_vec(), length: 4 }];
+            let prompts = Prompts::new(&files).unwrap();
+            Gsm8k { prompts, items, samples: 1, parity: false, form: Form::Plain }.choices()
+        };
+        assert_eq!(choices(&[5, 6]), choices(&[5, 6]));
+        assert_ne!(choices(&[5, 6]), choices(&[6, 5]));
+    }
 }

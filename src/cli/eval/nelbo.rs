@@ -108,6 +108,11 @@ struct Nelbo<'a> {
     scored: Vec<Scored>,
 }
 
+/// Tokens of a text in a sequence of `length`, which an opening token begins.
+fn tokens_of(length: usize) -> usize {
+    length.saturating_sub(1).max(1)
+}
+
 /// Cuts ids into sequences, each opened by `opening`, and says how many bytes of text each has.
 fn cut(ids: &[u32], length: usize, opening: u32, bytes: impl Fn(&[u32]) -> usize) -> Vec<Sequence> {
     let one = |part: &[u32]| {
@@ -117,9 +122,10 @@ fn cut(ids: &[u32], length: usize, opening: u32, bytes: impl Fn(&[u32]) -> usize
         let fixed = (0..all.len()).map(|at| at == 0).collect();
         Sequence { text: Text { ids: all, fixed }, bytes: bytes(part) }
     };
-    ids.chunks(length.saturating_sub(1).max(1)).map(one).collect()
+    ids.chunks(tokens_of(length)).map(one).collect()
 }
 
+/// The sequences of the data; with a limit the first ones, and of the data no more than they need.
 fn sequences(args: &Args, files: &ModelFiles, length: usize) -> Result<Vec<Sequence>> {
     let special = &files.special;
     let opening = special.bos.as_ref().or(special.eos.as_ref()).map(|s| s.id).ok_or_else(|| {
@@ -128,6 +134,7 @@ fn sequences(args: &Args, files: &ModelFiles, length: usize) -> Result<Vec<Seque
             files.name
         ))
     })?;
+    let most = args.run.limit.map_or(usize::MAX, NonZeroUsize::get);
     if !is_text(&args.data) {
         let tokens = TokenFile::open(&args.data)?;
         if let Some(tokenizer) = &files.tokenizer {
@@ -137,14 +144,17 @@ fn sequences(args: &Args, files: &ModelFiles, length: usize) -> Result<Vec<Seque
         // What ends a document in a token file is no part of a text.
         let text = |part: &[u32]| part.iter().copied().filter(|&id| id != tokens.eos()).collect::<Vec<u32>>();
         let bytes = |part: &[u32]| prompts.as_ref().map_or(0, |p| p.bytes(&text(part)));
-        return Ok(cut(&tokens.slice(0..tokens.len()), length, opening, bytes));
+        let wanted = most.saturating_mul(tokens_of(length)).min(tokens.len());
+        return Ok(cut(&tokens.slice(0..wanted), length, opening, bytes));
     }
     let prompts = Prompts::new(files)?;
     let mut all = Vec::new();
     let mut texts = Texts::open(std::slice::from_ref(&args.data), TextOptions::default())?;
-    while let Some(text) = texts.next_document()? {
+    while all.len() < most {
+        let Some(text) = texts.next_document()? else { break };
         let ids = prompts.encode(&text)?;
-        all.extend(cut(&ids, length, opening, |part| prompts.bytes(part)));
+        let wanted = (most - all.len()).saturating_mul(tokens_of(length)).min(ids.len());
+        all.extend(cut(&ids[..wanted], length, opening, |part| prompts.bytes(part)));
     }
     Ok(all)
 }
@@ -211,6 +221,9 @@ impl Task for Nelbo<'_> {
             Answer { values, nfe: scored.weighted.len(), samples: 1, record }
         };
         let answers = scored.iter().zip(items).map(answer).collect();
+        if items.first() == Some(&0) {
+            self.scored.clear();
+        }
         self.scored.extend(scored);
         Ok(answers)
     }
@@ -242,10 +255,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             )));
         }
     };
-    let mut sequences = sequences(args, &files, length)?;
-    if let Some(limit) = args.run.limit {
-        sequences.truncate(limit.get());
-    }
+    let sequences = sequences(args, &files, length)?;
     if sequences.is_empty() {
         return Err(Error::request(format!("{}: there is no text in it", args.data.display())));
     }
@@ -266,7 +276,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Metric::plain("bits/byte", Better::Lower),
         Metric::plain("unweighted", Better::Lower),
     ];
-    let round = (8 * engine.worthwhile_rows() / length / draws).max(1);
+    let most = args.run.t_sweep.iter().map(|t| t.get()).max().unwrap_or(draws);
+    let passes = if args.ar { 1 } else { most };
+    let round = (8 * engine.worthwhile_rows() / length / passes).max(1);
     let data = args.data.display().to_string();
     let tokens = fingerprint_of(sequences.iter().flat_map(|s| s.text.ids.iter().copied()));
     let mut task = Nelbo {
@@ -288,10 +300,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let last = task.scored.split_off(task.scored.len().saturating_sub(task.sequences.len()));
     if !args.ar && !args.run.quiet && !args.run.json && last.len() == task.sequences.len() {
         let bound = total(&last, times);
-        note(&format!(
-            "{} tokens; of the last setting the draws alone leave ± {:.4} nats a token, the texts being given",
-            bound.tokens, bound.of_draws
-        ));
+        if let Some(of_draws) = bound.of_draws {
+            note(&format!(
+                "{} tokens; of the last setting the draws alone leave ± {of_draws:.4} nats a token, the texts being given",
+                bound.tokens
+            ));
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::harness::{RESULTS, Row};
 use super::task::{Metric, Setting, Unit};
 use crate::cli::terminal::println;
 use crate::error::{Error, Result};
-use crate::eval::statistics::{estimate, ratio, wilson};
+use crate::eval::statistics::{Ratio, estimate, ratio, wilson};
 use crate::io::AtomicFile;
 
 /// A metric under a setting, over all trials.
@@ -20,8 +20,9 @@ pub struct Summary {
     pub steps: Option<usize>,
     pub remask: Option<bool>,
     pub items: usize,
-    /// The value of each trial.
+    /// The value of each trial, where something was counted in it.
     pub trials: Vec<f64>,
+    /// Not a number where nothing was counted in any; neither are the next three.
     pub value: f64,
     /// Standard deviation over trials; 0 for one.
     pub sd: f64,
@@ -40,10 +41,14 @@ impl Summary {
         let pairs = |rows: &[Row]| -> Vec<(f64, f64)> {
             rows.iter().filter_map(|r| r.values.get(at).copied()).collect()
         };
-        let ratios: Vec<_> = rows.chunks(items.max(1)).map(|trial| ratio(&pairs(trial))).collect();
+        let all = rows.chunks(items.max(1));
+        let run = all.len();
+        let ratios: Vec<Ratio> = all.filter_map(|trial| ratio(&pairs(trial))).collect();
         let trials: Vec<f64> = ratios.iter().map(|r| metric.shown(r.value)).collect();
         let over = estimate(&trials);
+        let (value, sd) = if trials.is_empty() { (f64::NAN, f64::NAN) } else { (over.mean, over.sd) };
         let (low, high) = match ratios.as_slice() {
+            [] => (f64::NAN, f64::NAN),
             [one] => match successes(metric, &pairs(rows)) {
                 Some(successes) => wilson(successes, rows.len()),
                 None => (metric.shown(one.low), metric.shown(one.high)),
@@ -58,18 +63,26 @@ impl Summary {
             steps: first.and_then(|s| s.steps),
             remask: first.and_then(|s| s.remask),
             items,
-            value: over.mean,
-            sd: over.sd,
+            value,
+            sd,
             low: clamp(low),
             high: clamp(high),
             nfe: sum(|r| r.nfe) / sum(|r| r.samples).max(1.0),
-            seconds: sum(|r| r.seconds) / trials.len().max(1) as f64,
+            seconds: sum(|r| r.seconds) / run.max(1) as f64,
             trials,
         }
     }
 
+    /// Whether anything was counted: what was not has no value, and is in no results.
+    fn is_known(&self) -> bool {
+        !self.trials.is_empty()
+    }
+
     /// As it is shown, with its interval.
     fn cell(&self) -> String {
+        if !self.is_known() {
+            return "-".into();
+        }
         let (scale, digits, unit) = match self.metric.unit {
             Unit::Share => (100.0, 1, " %"),
             Unit::Plain | Unit::Exp => (1.0, if self.value.abs() < 100.0 { 3 } else { 1 }, ""),
@@ -121,7 +134,7 @@ pub fn line(about: &About, s: &Summary) -> Value {
 pub fn write(dir: &Path, about: &About, summaries: &[Summary]) -> Result<()> {
     let path = dir.join(RESULTS);
     let mut file = AtomicFile::create(&path)?;
-    for summary in summaries {
+    for summary in summaries.iter().filter(|s| s.is_known()) {
         writeln!(file, "{}", line(about, summary)).map_err(|e| Error::io("write", &path, e))?;
     }
     file.commit()
@@ -133,39 +146,11 @@ pub fn write(dir: &Path, about: &About, summaries: &[Summary]) -> Result<()> {
 /// [`Error::Io`].
 pub fn show(about: &About, summaries: &[Summary], json: bool) -> Result<()> {
     if json {
-        return summaries.iter().try_for_each(|s| println(&line(about, s).to_string()));
-    }
-    let metrics: Vec<&str> = {
-        let mut names: Vec<&str> = Vec::new();
-        for s in summaries {
-            if !names.contains(&s.metric.name) {
-                names.push(s.metric.name);
-            }
-        }
-        names
-    };
-    let remask = summaries.iter().any(|s| s.remask.is_some());
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
-    let head = ["T"].into_iter().chain(remask.then_some("remasking")).chain(["NFE"]);
-    table.set_header(head.chain(metrics.iter().copied()).chain(["time"]));
-    for rows in summaries.chunks(metrics.len().max(1)) {
-        let Some(first) = rows.first() else { continue };
-        let steps = first.steps.map_or("own".to_owned(), |t| t.to_string());
-        let mut cells = vec![steps];
-        if remask {
-            cells.push(if first.remask == Some(true) { "yes".into() } else { "no".into() });
-        }
-        cells.push(format!("{:.1}", first.nfe));
-        cells.extend(rows.iter().map(Summary::cell));
-        cells.push(format!("{:.1} s", first.seconds));
-        table.add_row(cells);
-    }
-    for column in table.column_iter_mut() {
-        column.set_cell_alignment(CellAlignment::Right);
+        let mut known = summaries.iter().filter(|s| s.is_known());
+        return known.try_for_each(|s| println(&line(about, s).to_string()));
     }
     let first = summaries.first();
-    let trials = first.map_or(0, |s| s.trials.len());
+    let trials = summaries.iter().map(|s| s.trials.len()).max().unwrap_or(0);
     println(&format!(
         "{}: {}, {} items{}",
         about.task,
@@ -177,9 +162,9 @@ pub fn show(about: &About, summaries: &[Summary], json: bool) -> Result<()> {
             "; in brackets 95 % over items".into()
         }
     ))?;
-    println(&table.to_string())?;
+    println(&table(summaries).to_string())?;
     if trials > 1 {
-        for s in summaries {
+        for s in summaries.iter().filter(|s| s.is_known()) {
             let values: Vec<String> = s.trials.iter().map(|x| format!("{x:.4}")).collect();
             let t = s.steps.map_or(String::new(), |t| format!(" T {t}"));
             println(&format!("{}{t}: {} (sd {:.4})", s.metric.name, values.join(", "), s.sd))?;
@@ -188,8 +173,43 @@ pub fn show(about: &About, summaries: &[Summary], json: bool) -> Result<()> {
     Ok(())
 }
 
+/// A row a setting, a column a metric that is known under one of them.
+fn table(summaries: &[Summary]) -> Table {
+    let mut metrics: Vec<&str> = Vec::new();
+    for s in summaries {
+        if !metrics.contains(&s.metric.name) {
+            metrics.push(s.metric.name);
+        }
+    }
+    let known: Vec<bool> =
+        metrics.iter().map(|m| summaries.iter().any(|s| s.metric.name == *m && s.is_known())).collect();
+    let remask = summaries.iter().any(|s| s.remask.is_some());
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled);
+    let head = ["T"].into_iter().chain(remask.then_some("remasking")).chain(["NFE"]);
+    let columns = metrics.iter().copied().zip(&known).filter(|(_, known)| **known).map(|(name, _)| name);
+    table.set_header(head.chain(columns).chain(["time"]));
+    for rows in summaries.chunks(metrics.len().max(1)) {
+        let Some(first) = rows.first() else { continue };
+        let steps = first.steps.map_or("own".to_owned(), |t| t.to_string());
+        let mut cells = vec![steps];
+        if remask {
+            cells.push(if first.remask == Some(true) { "yes".into() } else { "no".into() });
+        }
+        cells.push(format!("{:.1}", first.nfe));
+        cells.extend(rows.iter().zip(&known).filter(|(_, known)| **known).map(|(s, _)| s.cell()));
+        cells.push(format!("{:.1} s", first.seconds));
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::task::Better;
     use super::*;
 
     fn row(a: f64, b: f64) -> Row {
@@ -212,10 +232,52 @@ mod tests {
 
     #[test]
     fn perplexities_are_exponentials_of_ratios() {
-        let metric =
-            Metric { name: "perplexity", better: super::super::task::Better::Lower, unit: Unit::Exp };
+        let metric = Metric { name: "perplexity", better: Better::Lower, unit: Unit::Exp };
         let setting = Setting { steps: None, remask: None, trial: 0, seed: 0 };
         let s = Summary::of(metric, 0, &[setting], &[row(2.0, 1.0), row(4.0, 2.0)], 2);
         assert!((s.value - 2f64.exp()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_was_not_counted_has_no_value_and_is_left_out() {
+        let at = |steps, trial| Setting { steps: Some(steps), remask: None, trial, seed: trial as u64 };
+        let both = |a: (f64, f64), b: (f64, f64)| Row { values: vec![a, b], ..row(0.0, 0.0) };
+        let metrics = ["loss", "bits/byte"].map(|name| Metric::plain(name, Better::Lower));
+        let none = (0.0, 0.0);
+        // Two trials of one item, of which the first alone counts bytes: 3 / 4.
+        let some = [both((1.0, 2.0), (3.0, 4.0)), both((2.0, 2.0), none)];
+        let nothing = [both((1.0, 2.0), none), both((2.0, 2.0), none)];
+        let of = |steps, rows: &[Row]| {
+            let settings = [at(steps, 0), at(steps, 1)];
+            [0, 1].map(|n| Summary::of(metrics[n], n, &settings, rows, 1))
+        };
+        let [loss, bits] = of(1, &some);
+        assert_eq!((loss.trials, loss.value), (vec![0.5, 1.0], 0.75));
+        assert_eq!((bits.trials.clone(), bits.value, bits.seconds), (vec![0.75], 0.75, 0.5));
+        let unknown = &of(2, &nothing)[1];
+        assert!(unknown.value.is_nan() && unknown.low.is_nan() && unknown.trials.is_empty());
+        assert_eq!(unknown.seconds, 0.5);
+
+        let shown = |of: &[Summary]| table(of).to_string();
+        let text = shown(&[of(1, &some), of(2, &nothing)].concat());
+        assert!(text.contains("bits/byte") && text.contains("0.750") && text.contains(" - "), "{text}");
+        let text = shown(&of(2, &nothing));
+        assert!(text.contains("loss") && !text.contains("bits/byte") && !text.contains(" - "), "{text}");
+
+        let about = About {
+            task: "t".into(),
+            model: "m".into(),
+            source: "m".into(),
+            device: "d".into(),
+            dtype: "f32".into(),
+            order: None,
+            choices: Value::Null,
+            seed: 0,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &about, &of(2, &nothing)).unwrap();
+        let lines = std::fs::read_to_string(dir.path().join(RESULTS)).unwrap();
+        assert_eq!(lines.lines().count(), 1);
+        assert!(lines.contains("\"metric\":\"loss\",") && lines.contains("\"value\":0.75,"), "{lines}");
     }
 }
