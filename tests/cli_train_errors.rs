@@ -54,6 +54,7 @@ fn wrong_requests_are_named_and_leave_nothing() {
     lab.tokens("foreign.tok", 1024, &[8; 32], [vec![3; 200]]);
     for (name, text) in [
         ("bad.jsonl", "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\": \"a\"}\n"),
+        ("bad.ndjson", "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\": \"a\"}\n"),
         ("blank.jsonl", "{\"prompt\": \"a\", \"answer\": \"\"}\n"),
         ("number.jsonl", "{\"prompt\": \"a\", \"answer\": 4}\n"),
         ("long.jsonl", &format!("{{\"prompt\": \"{}\", \"answer\": \"b\"}}\n", "word ".repeat(200))),
@@ -67,6 +68,7 @@ fn wrong_requests_are_named_and_leave_nothing() {
     let good = format!("adapt {} --mask-id 96 --steps 2 --output x", tiny());
     let bundled = "adapt --data text.tok --length 24 --output x --steps 2";
     let sft = "sft --length 24 --steps 2 --output x --data";
+    let ar = "train-ar --length 24 --steps 2 --output x --data";
     let before = lab.names("");
     let cases: Vec<(String, i32, &[&str])> = vec![
         (format!("{sft} bad.jsonl --from-scratch --lora-rank 2"), 2, &["--from-scratch", "--lora-rank"]),
@@ -80,6 +82,14 @@ fn wrong_requests_are_named_and_leave_nothing() {
             2,
             &["bad.jsonl line 2", "answer"],
         ),
+        (format!("{ar} bad.ndjson"), 2, &["bad.ndjson line 2", "answer"]),
+        (format!("{ar} gone.ndjson.gz --data text.tok"), 2, &["got both", "gone.ndjson.gz", "text.tok"]),
+        (format!("{ar} gone.NDJSON.zst --data text.tok"), 2, &["got both", "gone.NDJSON.zst", "text.tok"]),
+        (format!("{ar} text.tok --prompt-field q"), 2, &["--prompt-field q", ".jsonl", "token files"]),
+        (format!("{ar} text.tok --answer-field a"), 2, &["--answer-field a", ".jsonl"]),
+        (format!("{ar} text.tok --pad none"), 2, &["--pad none", ".jsonl"]),
+        (format!("{ar} text.tok --pad left"), 2, &["--pad left", ".jsonl"]),
+        (format!("{ar} text.tok --too-long skip"), 2, &["--too-long skip", ".jsonl"]),
         (format!("adapt {model} --data a.tok --from-scratch --steps 2 --output x"), 2, &["--from-scratch"]),
         (format!("adapt {model} --steps 2 --output x"), 2, &["--data FILE is needed", "lacuna pack"]),
         (format!("adapt {model} --data a.tok --output x"), 2, &["--steps N is needed"]),

@@ -209,12 +209,12 @@ pub struct AnnealArgs {
 #[derive(Args, Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PairArgs {
-    /// The key of the prompt in a line [default: prompt, or question]
+    /// The key of the prompt in a line of .jsonl [default: prompt, or question]
     #[arg(long, value_name = "KEY", help_heading = "What")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_field: Option<String>,
 
-    /// The key of the answer [default: answer]
+    /// The key of the answer in a line of .jsonl [default: answer]
     #[arg(long, value_name = "KEY", help_heading = "What")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer_field: Option<String>,

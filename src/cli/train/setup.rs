@@ -246,6 +246,7 @@ fn data(options: &Options, files: &ModelFiles, plan: &Plan) -> Result<Data> {
     if options.command == Command::Sft || (options.command == Command::TrainAr && all_lines(&weighted)?) {
         return sft(options, files, plan, &weighted);
     }
+    no_pairs(options)?;
     let hash = files.tokenizer.as_ref().map(|t| *t.sha256());
     let vocab = files.config.vocab_size;
     let packed = Packed::open(&weighted, plan.length, seed)?;
@@ -259,11 +260,29 @@ fn data(options: &Options, files: &ModelFiles, plan: &Plan) -> Result<Data> {
     Ok((Box::new(packed), validation))
 }
 
+/// Refuses options of prompts with answers, which token files have none of. The defaults of --pad and --too-long are in every
+/// run's table and say nothing.
+fn no_pairs(options: &Options) -> Result<()> {
+    let told = [
+        ("prompt-field", options.prompt_field.as_deref()),
+        ("answer-field", options.answer_field.as_deref()),
+        ("pad", Some(options.pad.as_str()).filter(|rule| *rule != "eos")),
+        ("too-long", Some(options.too_long.as_str()).filter(|rule| *rule != "error")),
+    ];
+    match told.into_iter().find_map(|(flag, value)| Some((flag, value?))) {
+        Some((flag, value)) => Err(Error::request(format!(
+            "--{flag} {value}: it is for prompts with answers (.jsonl), and --data has token files; leave it out"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Whether all of the data are JSON lines, by their names.
 fn all_lines(data: &[(PathBuf, f64)]) -> Result<bool> {
     let lines = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        [".jsonl", ".jsonl.gz", ".jsonl.zst"].iter().any(|end| name.ends_with(end))
+        let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
+        [".jsonl", ".ndjson"].iter().any(|end| name.ends_with(end))
     };
     let (yes, no): (Vec<&Path>, Vec<&Path>) = data.iter().map(|(p, _)| p.as_path()).partition(|p| lines(p));
     match (yes.first(), no.first()) {
