@@ -40,8 +40,9 @@ sys.dont_write_bytecode = True  # the tools leave nothing beside them
 from compare.setup import ROOT, find_lacuna, processor
 from experiment.conditions import CONDITIONS, CONFIDENCE
 from experiment.figure import plot, use_matplotlib
-from experiment.results import analyse, describe_model, read_log
 from experiment.document import insert
+from experiment.results import analyse, describe_model, read_log
+from experiment.settings import hold_to
 from experiment.words import generated, verdict
 
 # What lacuna pack --held-out calls its second file.
@@ -124,20 +125,6 @@ def settings(args):
     """What decides the numbers."""
     keys = ["steps", "batch", "length", "lr", "warmup", "anneal_steps", "validate_every", "validation_sequences"]
     return {key: getattr(args, key) for key in [*keys, "validation_draws"]} | {"held_out_percent": HELD_OUT_PERCENT}
-
-
-def check_settings(args):
-    """Fails where the folder's runs were started with other settings."""
-    path = args.work / "settings.json"
-    ours = settings(args) | {"model": str(Path(args.model).resolve()), "text": str(Path(args.text).resolve())}
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        differ = [f"{k}: {theirs.get(k)} there, {ours.get(k)} asked for" for k in ours if theirs.get(k) != ours[k]]
-        if differ:
-            raise SystemExit(f"{args.work} has runs with other settings ({'; '.join(differ)}): name another with --work")
-    else:
-        args.work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(ours, indent=1) + "\n")
 
 
 def run_all(args, runs):
@@ -268,7 +255,8 @@ def main():
         for run in runs:
             print(f"# {run.name}: " + ("finished" if run.done() else shlex.join(map(str, run.command()))))
         return
-    check_settings(args)
+    files = {"model": str(Path(args.model).resolve()), "text": str(Path(args.text).resolve())}
+    hold_to(args.work, settings(args) | files)
     if not args.report_only:
         pack(args)
         run_all(args, runs)

@@ -29,6 +29,7 @@ from compare.setup import ROOT, find_lacuna, processor
 from experiment.document import insert
 from experiment.results import read_log
 from experiment.running import leave_ctrl_c_to_commands, run
+from experiment.settings import hold_to
 
 HELD_OUT = 200  # of the training problems, to validate on
 
@@ -173,20 +174,6 @@ def settings(args):
     return {key: getattr(args, key) for key in keys}
 
 
-def check_settings(args):
-    """Fails where the folder's run was started with other settings."""
-    ours = settings(args) | {key: str(getattr(args, key).resolve()) for key in ("model", "train", "test")}
-    path = args.work / "settings.json"
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        differ = [f"{k}: {theirs.get(k)} there, {ours[k]} asked for" for k in ours if theirs.get(k) != ours[k]]
-        if differ:
-            raise SystemExit(f"{args.work} has a run with other settings ({'; '.join(differ)}): name another with --work")
-    elif not args.dry_run:
-        args.work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(ours, indent=1) + "\n")
-
-
 def main():
     args = arguments()
     args.lacuna = args.lacuna or ("lacuna" if args.dry_run else find_lacuna(None))
@@ -194,7 +181,8 @@ def main():
     test_rows, _ = pairs(args.test)
     if len(train_rows) <= HELD_OUT:
         raise SystemExit(f"{args.train}: {len(train_rows)} problems with equations, more than {HELD_OUT} are needed")
-    check_settings(args)
+    files = {key: str(getattr(args, key).resolve()) for key in ("model", "train", "test")}
+    hold_to(args.work, settings(args) | files, start=not args.dry_run)
     leave_ctrl_c_to_commands()
     if not args.dry_run:
         write(args.work / "train.jsonl", train_rows[HELD_OUT:])

@@ -34,6 +34,7 @@ from compare.setup import ROOT, find_lacuna, processor
 from experiment.document import insert
 from experiment.results import interval
 from experiment.running import at_a_time, leave_ctrl_c_to_commands, run
+from experiment.settings import hold_to
 
 KINDS = ["diffusion", "autoregressive"]
 
@@ -214,41 +215,29 @@ def settings(args):
     return {key: getattr(args, key) for key in keys}
 
 
-def check_settings(args):
-    """Fails where the folder's runs were started with other settings."""
-    path, ours = args.work / "settings.json", settings(args)
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        differ = [f"{k}: {theirs.get(k)} there, {ours[k]} asked for" for k in ours if theirs.get(k) != ours[k]]
-        if differ:
-            raise SystemExit(f"{args.work} has runs with other settings ({'; '.join(differ)}): name another with --work")
-    elif args.report_only:
-        raise SystemExit(f"{args.work}: there are no runs")
-    elif not args.dry_run:
-        args.work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(ours, indent=1) + "\n")
-
-
-def where_it_runs(args):
+def write_machine(args):
     """Leaves in the folder what a report says about the machine."""
     version = subprocess.run([args.lacuna, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     about = {"lacuna": version, "processor": processor(), "jobs": args.jobs}
     (args.work / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def where_it_ran(args):
-    return json.loads((args.work / "machine.json").read_text())
+def read_machine(args):
+    path = args.work / "machine.json"
+    if not path.is_file():
+        raise SystemExit(f"{args.work}: there are no runs")
+    return json.loads(path.read_text())
 
 
 def main():
     args = arguments()
-    check_settings(args)
+    hold_to(args.work, settings(args), start=not args.dry_run and not args.report_only)
     if not args.report_only:
         args.lacuna = args.lacuna or ("lacuna" if args.dry_run else find_lacuna(None))
         leave_ctrl_c_to_commands()
         if not args.dry_run:
             shape(args)
-            where_it_runs(args)
+            write_machine(args)
         data(args)
     todo = [(seed, kind) for seed in args.seeds for kind in KINDS]
     found = at_a_time(1 if args.dry_run else args.jobs, [partial(of, args, kind, seed) for seed, kind in todo])
@@ -258,7 +247,7 @@ def main():
     if args.dry_run:
         return
     minutes = {kind: statistics.fmean(minutes_of(args, kind, seed) for seed in args.seeds) for kind in KINDS}
-    about = settings(args) | {"parameters": parameters(args), **where_it_ran(args), "minutes": minutes}
+    about = settings(args) | {"parameters": parameters(args), **read_machine(args), "minutes": minutes}
     rows = [
         ["diffusion, T = 20, remasking", "diffusion", 1],
         ["diffusion, T = 20, no remasking", "diffusion", 0],

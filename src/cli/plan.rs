@@ -201,3 +201,31 @@ fn canvas(files: &ModelFiles, problem: &Problem, kept: &[Equation]) -> Result<Ca
     let room = context.saturating_sub(ids.len());
     Ok(Canvas::prefix(&ids, room))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equations_that_stand_are_given_behind_the_problem() {
+        let files = ModelFiles::find(Some("planner")).unwrap();
+        let problem: Problem = "86,28,54,60".parse().unwrap();
+        let kept: Vec<Equation> = vec!["86-54=32".parse().unwrap()];
+        let given = |kept: &[Equation]| {
+            let canvas = canvas(&files, &problem, kept).unwrap();
+            let ids: Vec<u32> = canvas
+                .ids()
+                .iter()
+                .zip(canvas.fixed())
+                .filter(|(_, fixed)| **fixed)
+                .map(|(id, _)| *id)
+                .collect();
+            assert_eq!(ids.len() + canvas.maskable(), files.config.max_positions);
+            Speller::new(&files).decode(&ids).unwrap()
+        };
+        let (alone, with) = (given(&[]), given(&kept));
+        assert_eq!(with, alone.clone() + "86-54=32,");
+        assert!(alone.contains("86,28,54,60"), "{alone}");
+        assert_eq!(beginning(&kept), "86-54=32,");
+    }
+}

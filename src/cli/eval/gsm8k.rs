@@ -66,7 +66,8 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "sft|plain", hide_possible_values = true, help_heading = "What")]
     form: Option<Form>,
 
-    /// New tokens of an answer [default: the rest of the context, at most 128; less than that and than half of it is --too-long]
+    /// New tokens of an answer [default: the rest of the context, at most 128. An item that leaves less than 128, and less
+    /// than half of the context, is too long]
     #[arg(long, short, value_name = "N", help_heading = "What")]
     length: Option<NonZeroUsize>,
 

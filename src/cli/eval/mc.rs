@@ -133,6 +133,14 @@ struct Item {
     gold: usize,
 }
 
+impl Item {
+    /// All that it consists of.
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        let option = |o: &'_ Tokens| [&[o.given as u32, o.ids.len() as u32], o.ids.as_slice()].concat();
+        self.options.iter().flat_map(option).chain([self.gold as u32])
+    }
+}
+
 struct MultipleChoice<'a> {
     model: Box<dyn Likelihood + 'a>,
     items: Vec<Item>,
@@ -291,10 +299,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let choices = json!({
         "format": format!("{:?}", args.format), "scoring": format!("{scoring:?}"), "parity": args.parity,
         "mask_id": mask_id, "shift": shift, "data": args.data.display().to_string(),
-        "items": fingerprint_of(items.iter().flat_map(|item| {
-            let options = item.options.iter().flat_map(|o| [o.given as u32, o.ids.len() as u32].into_iter().chain(o.ids.iter().copied()));
-            options.chain([item.gold as u32])
-        })),
+        "items": fingerprint_of(items.iter().flat_map(Item::numbers)),
     });
     let mut task =
         MultipleChoice { model: engine.likelihood(), items, rule, metrics, round, choices: choices.clone() };

@@ -1,7 +1,7 @@
 //! `lacuna eval nelbo`: the bound on the negative log-likelihood of texts.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -106,6 +106,8 @@ struct Nelbo<'a> {
     tokens: u64,
     /// What was scored under the last setting, for the part of the error that is of draws.
     scored: Vec<Scored>,
+    /// That setting.
+    under: Option<Setting>,
 }
 
 /// Tokens of a text in a sequence of `length`, which an opening token begins.
@@ -135,7 +137,7 @@ fn sequences(args: &Args, files: &ModelFiles, length: usize) -> Result<Vec<Seque
         ))
     })?;
     let most = args.run.limit.map_or(usize::MAX, NonZeroUsize::get);
-    if !is_text(&args.data) {
+    if !Texts::are_named(&args.data) {
         let tokens = TokenFile::open(&args.data)?;
         if let Some(tokenizer) = &files.tokenizer {
             tokens.check_tokenizer(tokenizer.sha256(), &files.name)?;
@@ -157,13 +159,6 @@ fn sequences(args: &Args, files: &ModelFiles, length: usize) -> Result<Vec<Seque
         all.extend(cut(&ids[..wanted], length, opening, |part| prompts.bytes(part)));
     }
     Ok(all)
-}
-
-/// Whether a file is one of texts, by its name.
-fn is_text(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-    [".txt", ".jsonl", ".ndjson", ".parquet"].iter().any(|end| name.ends_with(end))
 }
 
 impl Task for Nelbo<'_> {
@@ -221,7 +216,7 @@ impl Task for Nelbo<'_> {
             Answer { values, nfe: scored.weighted.len(), samples: 1, record }
         };
         let answers = scored.iter().zip(items).map(answer).collect();
-        if items.first() == Some(&0) {
+        if self.under.replace(*setting) != Some(*setting) {
             self.scored.clear();
         }
         self.scored.extend(scored);
@@ -291,15 +286,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         data,
         tokens,
         scored: Vec::new(),
+        under: None,
     };
     let settings = harness::settings(&args.run, Some(draws), &[None], args.seed)?;
     let choices = task.choices();
     let order = args.ar.then(|| "autoregressive".to_owned());
     let about = about(&task, &*engine, &files, order, choices, args.seed);
     finish(&mut task, &settings, &args.run, context, &about)?;
-    let last = task.scored.split_off(task.scored.len().saturating_sub(task.sequences.len()));
-    if !args.ar && !args.run.quiet && !args.run.json && last.len() == task.sequences.len() {
-        let bound = total(&last, times);
+    if !args.ar && !args.run.quiet && !args.run.json && task.scored.len() == task.sequences.len() {
+        let bound = total(&task.scored, times);
         if let Some(of_draws) = bound.of_draws {
             note(&format!(
                 "{} tokens; of the last setting the draws alone leave ± {of_draws:.4} nats a token, the texts being given",

@@ -244,16 +244,7 @@ mod tests {
 
     #[test]
     fn perplexities_that_are_far_apart_are_drawn_as_logarithms() {
-        let about = About {
-            task: "t".into(),
-            model: "m".into(),
-            source: "m".into(),
-            device: "d".into(),
-            dtype: "f32".into(),
-            order: None,
-            choices: serde_json::Value::Null,
-            seed: 0,
-        };
+        let about = About::example();
         let of =
             |far: f64, unit| panels(&about, &[summary(1, 10.0 * far, unit), summary(2, 10.0, unit)])[0].log;
         assert!(of(20.0, Unit::Exp) && !of(5.0, Unit::Exp) && !of(20.0, Unit::Share));

@@ -208,6 +208,23 @@ fn table(summaries: &[Summary]) -> Table {
 }
 
 #[cfg(test)]
+impl About {
+    /// For tests.
+    pub fn example() -> Self {
+        Self {
+            task: "t".into(),
+            model: "m".into(),
+            source: "m".into(),
+            device: "d".into(),
+            dtype: "f32".into(),
+            order: None,
+            choices: Value::Null,
+            seed: 0,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::super::task::Better;
     use super::*;
@@ -264,18 +281,8 @@ mod tests {
         let text = shown(&of(2, &nothing));
         assert!(text.contains("loss") && !text.contains("bits/byte") && !text.contains(" - "), "{text}");
 
-        let about = About {
-            task: "t".into(),
-            model: "m".into(),
-            source: "m".into(),
-            device: "d".into(),
-            dtype: "f32".into(),
-            order: None,
-            choices: Value::Null,
-            seed: 0,
-        };
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &about, &of(2, &nothing)).unwrap();
+        write(dir.path(), &About::example(), &of(2, &nothing)).unwrap();
         let lines = std::fs::read_to_string(dir.path().join(RESULTS)).unwrap();
         assert_eq!(lines.lines().count(), 1);
         assert!(lines.contains("\"metric\":\"loss\",") && lines.contains("\"value\":0.75,"), "{lines}");

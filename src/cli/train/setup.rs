@@ -15,7 +15,7 @@ use crate::cli::{Context, terminal};
 use crate::config::ModelConfig;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
-use crate::io::{ModelFiles, SpecialId};
+use crate::io::{Lines, ModelFiles, SpecialId};
 use crate::model::{Adapters, Model, add_mask_token, layout, parameters_of};
 use crate::train::export::Export;
 use crate::train::files::RunFolder;
@@ -279,12 +279,8 @@ fn no_pairs(options: &Options) -> Result<()> {
 
 /// Whether all of the data are JSON lines, by their names.
 fn all_lines(data: &[(PathBuf, f64)]) -> Result<bool> {
-    let lines = |path: &Path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
-        [".jsonl", ".ndjson"].iter().any(|end| name.ends_with(end))
-    };
-    let (yes, no): (Vec<&Path>, Vec<&Path>) = data.iter().map(|(p, _)| p.as_path()).partition(|p| lines(p));
+    let paths = data.iter().map(|(path, _)| path.as_path());
+    let (yes, no): (Vec<&Path>, Vec<&Path>) = paths.partition(|path| Lines::are_objects(path));
     match (yes.first(), no.first()) {
         (Some(a), Some(b)) => Err(Error::request(format!(
             "--data: expected token files or JSON lines, got both: {} and {}",

@@ -29,7 +29,7 @@ pub struct Cloze {
 /// for a passage of fewer than two words, a line that is not UTF-8, a field that is missing or no string, two
 /// items with one id; [`Error::Request`](crate::error::Error::Request) for no passages.
 pub fn read(path: &Path) -> Result<Vec<Cloze>> {
-    let json = has_objects(path);
+    let json = Lines::are_objects(path);
     let mut lines = lines(path, KINDS)?;
     let mut ids = Ids::default();
     let mut passages = Vec::new();
@@ -45,13 +45,6 @@ pub fn read(path: &Path) -> Result<Vec<Cloze>> {
         true => Err(none(path, "a passage a line")),
         false => Ok(passages),
     }
-}
-
-/// Whether lines are JSON, by the name of the file.
-fn has_objects(path: &Path) -> bool {
-    let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
-    name.ends_with(".jsonl") || name.ends_with(".ndjson")
 }
 
 /// The next line that is not blank.

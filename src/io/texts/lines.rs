@@ -29,6 +29,11 @@ impl fmt::Debug for Lines {
 }
 
 impl Lines {
+    /// Whether a file is one of JSON lines, by its name.
+    pub fn are_objects(path: &Path) -> bool {
+        matches!(Kind::by_name(path), Some(Kind::Json(_)))
+    }
+
     /// Opens a file of JSON lines or plain text; a line has `longest` bytes at most.
     ///
     /// # Errors

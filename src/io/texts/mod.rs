@@ -64,6 +64,11 @@ enum Current {
 }
 
 impl Texts {
+    /// Whether a file is one of texts, by its name.
+    pub fn are_named(path: &Path) -> bool {
+        Kind::by_name(path).is_some()
+    }
+
     /// Prepares to read `paths`, `-` being standard input as plain text. The kind of a file follows
     /// from its name: `.txt`, `.jsonl` (`.ndjson`), both also with `.gz` or `.zst` behind,
     /// `.parquet`.

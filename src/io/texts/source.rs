@@ -33,22 +33,35 @@ pub enum Kind {
     Parquet,
 }
 
+/// The name of a file, in small letters.
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
 impl Kind {
-    /// By the ending of the name. Standard input and pipes are plain text.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for any other ending.
-    pub fn of(path: &Path) -> Result<Self> {
-        let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    /// By the ending of the name alone.
+    pub fn by_name(path: &Path) -> Option<Self> {
+        let name = name_of(path);
         let (stem, packing) = match (name.strip_suffix(".gz"), name.strip_suffix(".zst")) {
             (Some(stem), _) => (stem, Packing::Gzip),
             (_, Some(stem)) => (stem, Packing::Zstd),
             _ => (name.as_str(), Packing::Plain),
         };
         match stem.rsplit_once('.').map(|(_, ending)| ending) {
-            Some("txt") => Ok(Kind::Text(packing)),
-            Some("jsonl" | "ndjson") => Ok(Kind::Json(packing)),
-            Some("parquet") if packing == Packing::Plain => Ok(Kind::Parquet),
+            Some("txt") => Some(Kind::Text(packing)),
+            Some("jsonl" | "ndjson") => Some(Kind::Json(packing)),
+            Some("parquet") if packing == Packing::Plain => Some(Kind::Parquet),
+            _ => None,
+        }
+    }
+
+    /// By the ending of the name. Standard input and pipes are plain text.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for any other ending.
+    pub fn of(path: &Path) -> Result<Self> {
+        match Self::by_name(path) {
+            Some(kind) => Ok(kind),
             _ if path.as_os_str() == STDIN || is_device(path) => Ok(Kind::Text(Packing::Plain)),
             _ => {
                 // What is not there has no kind either: that is said first.
@@ -58,7 +71,7 @@ impl Kind {
                     what: "kind of file".into(),
                     expected: ".txt, .jsonl (both also with .gz or .zst behind) or .parquet; or - for standard input"
                         .into(),
-                    got: if path.is_dir() { "a folder; name its files".into() } else { format!("{name:?}") },
+                    got: if path.is_dir() { "a folder; name its files".into() } else { format!("{:?}", name_of(path)) },
                 })
             }
         }
