@@ -198,6 +198,40 @@ fn countdown_data_are_problems_and_the_planner_is_checked() {
     fails(&["data", "countdown", "--count", "0"], 2, "--count 0");
 }
 
+/// The example of "Beyond autoregression": its first try is wrong, later ones go on from right equations.
+#[test]
+fn the_planner_solves_four_numbers_on_from_what_was_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("t.jsonl");
+    let output = lacuna(&[
+        "plan",
+        "86",
+        "28",
+        "13",
+        "31",
+        "--target",
+        "96",
+        "--json",
+        "--trace",
+        trace.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let equations: Vec<&str> =
+        said["equations"].as_array().unwrap().iter().map(|e| e.as_str().unwrap()).collect();
+    let problem: Problem = "86,28,13,31,96".parse().unwrap();
+    assert!(check(&problem, &equations.join(",")).is_ok(), "{said}");
+    let lines = std::fs::read_to_string(&trace).unwrap();
+    let given: Vec<usize> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|line| line["type"] == "header")
+        .map(|line| line["fixed"].as_array().unwrap().iter().filter(|fixed| **fixed == true).count())
+        .collect();
+    assert_eq!(Some(given.len() as u64), said["tries"].as_u64());
+    assert!(given[1..].iter().any(|n| *n > given[0]), "no equation was kept: {given:?}");
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_leaves_no_half_written_data() {
@@ -296,6 +330,8 @@ fn what_is_refused() {
     fails(&["eval", "mc", "--data", &fixture("choices.jsonl"), "--t-sweep", "1,999999"], 2, "--levels");
     fails(&["eval", "unconditional", "--steps", &most], 2, "steps");
     fails(&["plan", "5", "--target", "5"], 2, "expected 2 to 6");
-    fails(&["plan", "1", "1", "--target", "90", "--tries", "2", "-q"], 2, "no solution");
+    fails(&["plan", "1", "1", "--target", "90"], 2, "1,1,90: the problem has no solution");
+    let hard = ["plan", "97", "89", "83", "79", "--target", "12", "--tries", "2", "-T", "1", "-q"];
+    fails(&hard, 2, "no solution in 2 tries");
     fails(&["plan", "99", "98", "97", "96", "95", "94", "--target", "50", "--length", "9"], 2, "--length");
 }

@@ -14,7 +14,7 @@ use super::sampling::Sampling;
 use super::terminal::{note, printable, println};
 use super::trace::{Recording, Run};
 use crate::error::{Error, Result};
-use crate::eval::countdown::{Equation, FEWEST, MOST, Problem, check, solve, sound_beginning, written};
+use crate::eval::countdown::{Beginnings, Equation, FEWEST, MOST, Problem, check, solve, written};
 use crate::io::ModelFiles;
 use crate::sample::{Canvas, Order, Request};
 
@@ -23,8 +23,9 @@ The numbers are combined by + - * /, each used once, every result but the last u
 again, until the target is there. The built-in planner, a masked diffusion model that
 lacuna trained on such problems (numbers from 1 to 99, targets from 10 to 100), fills
 all equations in at once. What it writes is checked. The first try is the surest; if it
-is wrong, freer ones follow (temperature 1, more noise), up to --tries. The equations
-that a wrong try begins with and that are right may stand: the next one fills in the rest.
+is wrong, freer ones follow (temperature 1.3, confidence noise 3), up to --tries. Right
+equations that a wrong try begins with are kept: later tries fill in the rest, each
+beginning in its turn.
 
 Unless the flags say otherwise: 20 steps, the surest positions first, committed tokens
 may return to the mask, confidence noise 0.5, the most probable tokens.
@@ -48,7 +49,7 @@ pub struct Args {
     target: u64,
 
     /// Samples until one is right, at most
-    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 400, allow_negative_numbers = true)]
     tries: u32,
 
     #[command(flatten)]
@@ -81,6 +82,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.tries == 0 {
         return Err(Error::request("--tries 0: expected 1 or more"));
     }
+    let Some(longest) = solve(&problem).map(|solution| written(&solution).len()) else {
+        return Err(Error::request(format!(
+            "{problem}: the problem has no solution, a full search finds none"
+        )));
+    };
     let typed = args.sampling.sampling(&args.model);
     let mut sampling = typed.clone();
     surest_first(&mut sampling);
@@ -88,7 +94,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     device::check(&args.model.device)?;
     let files = ModelFiles::find(args.model.model.as_deref().or(Some("planner")))?;
     check_mask(&files, &sampling)?;
-    let request = sampling.request(canvas(&files, &problem, &[])?)?;
+    let request = sampling.request(canvas(&files, &problem, &[], longest)?)?;
     let freer = freer(&request, &typed);
     let speller = Speller::new(&files);
     let engine = device::load(&args.model.device, &files, context)?;
@@ -96,12 +102,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Session::new(&*engine, speller, &args.output, context, request.canvas.maskable() as u64)?;
     let (mut runs, mut solved, mut last) = (Vec::new(), None, String::new());
     let (mut nfe, mut tried) = (0, 0);
-    let (mut kept, room) = (Vec::new(), request.canvas.maskable());
+    let (mut beginnings, room) = (Beginnings::new(&problem), request.canvas.maskable());
     for sequence in 0..args.tries {
         let of_try = if sequence == 0 { &request } else { &freer };
         let mut request = Request { sequence, ..of_try.clone() };
+        let kept = beginnings.turn().to_vec();
         if !kept.is_empty() {
-            request.canvas = canvas(&files, &problem, &kept)?;
+            request.canvas = canvas(&files, &problem, &kept, longest)?;
         }
         let outcome = session.run(std::slice::from_ref(&request))?;
         let Some(result) = outcome.results.into_iter().next() else { return Err(Error::Cancelled) };
@@ -125,10 +132,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             }
             Err(_) => {}
         }
-        // What was kept once and led no further is given up.
-        let sound = sound_beginning(&problem, &last);
-        let further = sound.len() > kept.len() && beginning(&sound).len() < room;
-        kept = if further { sound } else { Vec::new() };
+        beginnings.learn(&problem, &last, |kept| beginning(kept).len() < room);
     }
     let seconds = session.seconds();
     drop(session);
@@ -137,11 +141,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Recording { model: &files.name, runs: &runs, piece: &piece, special: &special }.write(path)?;
     }
     let Some(equations) = solved else {
-        let hint = match solve(&problem) {
-            Some(_) => "there is a solution; more --tries or a larger model may find it",
-            None => "a full search finds none either: the problem has no solution",
-        };
-        return Err(Error::request(format!("no solution in {tried} tries, the last one {last}; {hint}")));
+        return Err(Error::request(format!(
+            "no solution in {tried} tries, the last one {last}; there is one: more --tries, another --seed or a larger model may find it"
+        )));
     };
     if args.output.json {
         let equations: Vec<String> = equations.iter().map(ToString::to_string).collect();
@@ -166,10 +168,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 fn freer(request: &Request, typed: &Sampling) -> Request {
     let mut freer = request.clone();
     if typed.temperature.is_none() && typed.greedy.is_none() {
-        freer.temperature = 1.0;
+        freer.temperature = 1.3;
     }
     if let (Order::Confidence { noise, .. }, None) = (&mut freer.order, typed.confidence_noise) {
-        *noise = 1.0;
+        *noise = 3.0;
     }
     freer
 }
@@ -179,19 +181,19 @@ fn beginning(kept: &[Equation]) -> String {
     kept.iter().map(|equation| format!("{equation},")).collect()
 }
 
-/// `[bos] problem [sep]`, equations that stand, and a gap to the end of the context, as the planner was trained.
-fn canvas(files: &ModelFiles, problem: &Problem, kept: &[Equation]) -> Result<Canvas> {
+/// `[bos] problem [sep]`, equations that stand, and a gap to the end of the context, as the planner was trained. `longest`
+/// characters of solution must fit.
+fn canvas(files: &ModelFiles, problem: &Problem, kept: &[Equation], longest: usize) -> Result<Canvas> {
     let special = &files.special;
     let mut ids: Vec<u32> = special.bos.as_ref().map(|s| s.id).into_iter().collect();
     ids.extend(Speller::new(files).encode(&problem.to_string())?);
     ids.extend(special.sep.as_ref().map(|s| s.id));
     let context = files.config.max_positions;
-    let longest = solve(problem).map_or(0, |solution| written(&solution).len());
-    if ids.len() + longest.max(1) > context {
+    if ids.len() + longest > context {
         return Err(Error::request(format!(
             "{problem}: the problem and its solution need {} tokens, the context of {} holds {context}; give fewer or \
              smaller numbers, or another --model",
-            ids.len() + longest.max(1),
+            ids.len() + longest,
             files.name
         )));
     }
@@ -212,7 +214,7 @@ mod tests {
         let problem: Problem = "86,28,54,60".parse().unwrap();
         let kept: Vec<Equation> = vec!["86-54=32".parse().unwrap()];
         let given = |kept: &[Equation]| {
-            let canvas = canvas(&files, &problem, kept).unwrap();
+            let canvas = canvas(&files, &problem, kept, 20).unwrap();
             let ids: Vec<u32> = canvas
                 .ids()
                 .iter()

@@ -78,7 +78,7 @@ impl Summary {
         !self.trials.is_empty()
     }
 
-    /// As it is shown, with its interval.
+    /// As it is shown, with its interval, where it has one: of a single item, or of equal ones, there is no telling.
     fn cell(&self) -> String {
         if !self.is_known() {
             return "-".into();
@@ -88,7 +88,9 @@ impl Summary {
             Unit::Plain | Unit::Exp => (1.0, if self.value.abs() < 100.0 { 3 } else { 1 }, ""),
         };
         let [value, low, high] = [self.value, self.low, self.high].map(|x| x * scale);
-        format!("{value:.digits$}{unit} ({low:.digits$} to {high:.digits$})")
+        let interval =
+            if low < high { format!(" ({low:.digits$} to {high:.digits$})") } else { String::new() };
+        format!("{value:.digits$}{unit}{interval}")
     }
 }
 
@@ -245,6 +247,12 @@ mod tests {
         let two = Summary::of(metric, 0, &[setting(0), setting(1)], &rows, 2);
         assert_eq!((two.trials.clone(), two.value, two.seconds), (vec![0.5, 1.0], 0.75, 1.0));
         assert!((two.sd - 0.125f64.sqrt()).abs() < 1e-12);
+        // Wilson's interval of 1 of 1 reaches from 1 / (1 + 3.8415) = 20.65 %; a share of one item has none.
+        let cell = |row: Row| Summary::of(metric, 0, &[setting(0)], &[row], 1).cell();
+        assert_eq!(
+            (cell(row(1.0, 1.0)), cell(row(1.0, 4.0))),
+            ("100.0 % (20.7 to 100.0)".into(), "25.0 %".into())
+        );
     }
 
     #[test]
