@@ -256,8 +256,11 @@ fn traces_of_evaluations_mark_what_was_changed() {
     std::fs::write(&file, "{\"prompt\": \"90,1,5,96\", \"answer\": \"90+1=91,91+5=96\"}\n").unwrap();
     let trace = dir.path().join("t.html");
     let (data, path) = (file.to_str().unwrap(), trace.to_str().unwrap());
-    results(&["countdown", "--data", data, "--trace", path]);
-    assert!(std::fs::read_to_string(&trace).unwrap().contains("\"revised\""));
+    let none_is_marked = |steps: &str| {
+        results(&["countdown", "--data", data, "--trace", path, "-T", steps]);
+        std::fs::read_to_string(&trace).unwrap().contains("\"revised\":[]")
+    };
+    assert_eq!([none_is_marked("1"), none_is_marked("20")], [true, false]);
     fails(&["eval", "countdown", "--data", data, "--trace", "t.txt"], 2, ".jsonl");
 }
 

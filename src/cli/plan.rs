@@ -25,16 +25,19 @@ lacuna trained on such problems (numbers from 1 to 99, targets from 10 to 100), 
 all equations in at once. What it writes is checked. The first try is the surest; if it
 is wrong, freer ones follow (temperature 1.3, confidence noise 3), up to --tries. Right
 equations that a wrong try begins with are kept: later tries fill in the rest, each
-beginning in its turn.
+beginning in its turn. --watch shows the first three tries and the one that is right.
 
 Unless the flags say otherwise: 20 steps, the surest positions first, committed tokens
 may return to the mask, confidence noise 0.5, the most probable tokens.
 
 Examples:
   lacuna plan 86 28 54 --target 60
-  lacuna plan 86 28 54 --target 60 --watch
+  lacuna plan 86 28 13 31 --target 96 --watch
   lacuna plan 86 28 54 --target 60 --trace plan.html    a page that replays it
   lacuna plan 86 28 54 --target 60 --json";
+
+/// Tries that are told of and that `--watch` shows.
+const SHOWN: u32 = 3;
 
 /// The arguments of `plan`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -49,7 +52,7 @@ pub struct Args {
     target: u64,
 
     /// Samples until one is right, at most
-    #[arg(long, value_name = "N", default_value_t = 400, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 1000, allow_negative_numbers = true)]
     tries: u32,
 
     #[command(flatten)]
@@ -98,8 +101,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let freer = freer(&request, &typed);
     let speller = Speller::new(&files);
     let engine = device::load(&args.model.device, &files, context)?;
-    let mut session =
-        Session::new(&*engine, speller, &args.output, context, request.canvas.maskable() as u64)?;
+    let tokens = u64::from(args.tries) * request.canvas.maskable() as u64;
+    let mut session = Session::new(&*engine, speller, &args.output, context, tokens)?;
     let (mut runs, mut solved, mut last) = (Vec::new(), None, String::new());
     let (mut nfe, mut tried) = (0, 0);
     let (mut beginnings, room) = (Beginnings::new(&problem), request.canvas.maskable());
@@ -109,6 +112,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let kept = beginnings.turn().to_vec();
         if !kept.is_empty() {
             request.canvas = canvas(&files, &problem, &kept, longest)?;
+        }
+        if args.output.watch && tried == SHOWN {
+            session.show(false);
+            said(args, "more tries, unseen; the one that is right is shown again");
         }
         let outcome = session.run(std::slice::from_ref(&request))?;
         let Some(result) = outcome.results.into_iter().next() else { return Err(Error::Cancelled) };
@@ -124,23 +131,28 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         last = beginning(&kept) + &speller.decode(&filled_ids(&request.canvas, &generation))?;
         match check(&problem, &last) {
             Ok(equations) => {
-                solved = Some(equations);
+                solved = Some((equations, request));
                 break;
             }
-            Err(fault) if !args.output.quiet && tried <= 3 => {
-                note(&format!("try {tried}: {}: {fault}", printable(&last)))
+            Err(fault) if tried <= SHOWN => {
+                said(args, &format!("try {tried}: {}: {fault}", printable(&last)));
             }
             Err(_) => {}
         }
         beginnings.learn(&problem, &last, |kept| beginning(kept).len() < room);
     }
     let seconds = session.seconds();
+    if let (Some((_, request)), true) = (&solved, args.output.watch && tried > SHOWN) {
+        // The same request gives the same answer, which is checked already.
+        session.show(true);
+        session.run(std::slice::from_ref(request))?;
+    }
     drop(session);
     if let Some(path) = &args.output.trace {
         let (piece, special) = (|id| speller.piece(id), |id| speller.is_special(id));
         Recording { model: &files.name, runs: &runs, piece: &piece, special: &special }.write(path)?;
     }
-    let Some(equations) = solved else {
+    let Some((equations, _)) = solved else {
         return Err(Error::request(format!(
             "no solution in {tried} tries, the last one {last}; there is one: more --tries, another --seed or a larger model may find it"
         )));
@@ -154,14 +166,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return println(&value.to_string());
     }
     println(&equations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
-    if !args.output.quiet {
-        let times = if tried == 1 { "the first try".to_owned() } else { format!("try {tried}") };
-        note(&format!(
-            "{} solved at {times}, checked; {nfe} forward passes (NFE), {seconds:.3} s, seed {}",
-            problem, request.seed
-        ));
-    }
+    let times = if tried == 1 { "the first try".to_owned() } else { format!("try {tried}") };
+    let (work, seed) = (format!("{nfe} forward passes (NFE), {seconds:.3} s"), request.seed);
+    said(args, &format!("{problem} solved at {times}, checked; {work}, seed {seed}"));
     Ok(())
+}
+
+/// A note, unless nothing but errors is wanted.
+fn said(args: &Args, text: &str) {
+    if !args.output.quiet {
+        note(text);
+    }
 }
 
 /// The request of tries behind the first: what was not typed is left to chance.

@@ -50,6 +50,10 @@ pub struct Session<'a> {
     held: Held,
     context: &'a Context,
     watch: Option<Watch<'a>>,
+    /// The live canvas while it is not shown.
+    aside: Option<Watch<'a>>,
+    /// There may be a progress bar.
+    live: bool,
     tracing: bool,
     bar: ProgressBar,
     started: Instant,
@@ -78,7 +82,8 @@ impl<'a> Session<'a> {
         }
         context.interrupt.hold();
         let bar = ProgressBar::new(tokens);
-        if output.watch || output.quiet || !context.terminal.live {
+        let live = context.terminal.live && !output.quiet;
+        if output.watch || !live {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} tokens  {msg}") {
@@ -91,12 +96,28 @@ impl<'a> Session<'a> {
             held: Held::default(),
             context,
             watch: output.watch.then(watch),
+            aside: None,
+            live,
             tracing: output.trace.is_some(),
             bar,
             started: Instant::now(),
             slept: Duration::ZERO,
             filled: 0,
         })
+    }
+
+    /// Whether what `--watch` asks for is shown of the rounds to come, as it is at first; a progress bar otherwise.
+    pub fn show(&mut self, shown: bool) {
+        if shown == self.watch.is_some() || (self.watch.is_none() && self.aside.is_none()) {
+            return;
+        }
+        std::mem::swap(&mut self.watch, &mut self.aside);
+        let bar_is_seen = self.watch.is_none() && self.live;
+        self.bar.set_draw_target(if bar_is_seen {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        });
     }
 
     /// How many requests of at most `longest` positions make a round.
