@@ -232,6 +232,24 @@ fn the_planner_solves_four_numbers_on_from_what_was_right() {
     assert!(given[1..].iter().any(|n| *n > given[0]), "no equation was kept: {given:?}");
 }
 
+/// With one step the signal finds every try whole.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_the_tries_and_keeps_their_trace() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("t.jsonl");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    command.args(["plan", "0", "0", "0", "--target", "0", "-T", "1", "--tries", "4000000000", "--trace"]);
+    let mut child = command.arg(&trace).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.starts_with("try 3")));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(said.last().as_deref(), Some("interrupted"));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(std::fs::read_to_string(&trace).unwrap().lines().count() >= 9);
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_leaves_no_half_written_data() {

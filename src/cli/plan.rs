@@ -104,7 +104,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let tokens = u64::from(args.tries) * request.canvas.maskable() as u64;
     let mut session = Session::new(&*engine, speller, &args.output, context, tokens)?;
     let (mut runs, mut solved, mut last) = (Vec::new(), None, String::new());
-    let (mut nfe, mut tried) = (0, 0);
+    let (mut nfe, mut tried, mut interrupted) = (0, 0, false);
     let (mut beginnings, room) = (Beginnings::new(&problem), request.canvas.maskable());
     for sequence in 0..args.tries {
         let of_try = if sequence == 0 { &request } else { &freer };
@@ -118,6 +118,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             said(args, "more tries, unseen; the one that is right is shown again");
         }
         let outcome = session.run(std::slice::from_ref(&request))?;
+        interrupted = outcome.interrupted;
         let Some(result) = outcome.results.into_iter().next() else { return Err(Error::Cancelled) };
         let value =
             result.as_ref().map_or_else(failure, |g| json!({"tokens": g.tokens, "nfe": g.nfe, "end": g.end}));
@@ -125,7 +126,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             let label = format!("try {}", sequence + 1);
             runs.push(Run { label, request: request.clone(), trace, result: value });
         }
-        let generation = result?;
+        let generation = match result {
+            Err(Error::Cancelled) => break,
+            other => other?,
+        };
         nfe += generation.nfe;
         tried += 1;
         last = beginning(&kept) + &speller.decode(&filled_ids(&request.canvas, &generation))?;
@@ -138,6 +142,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
                 said(args, &format!("try {tried}: {}: {fault}", printable(&last)));
             }
             Err(_) => {}
+        }
+        // With one step a try ends where it is stopped, and is whole.
+        if interrupted {
+            break;
         }
         beginnings.learn(&problem, &last, |kept| beginning(kept).len() < room);
     }
@@ -153,6 +161,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Recording { model: &files.name, runs: &runs, piece: &piece, special: &special }.write(path)?;
     }
     let Some((equations, _)) = solved else {
+        if interrupted {
+            return Err(Error::Cancelled);
+        }
         return Err(Error::request(format!(
             "no solution in {tried} tries, the last one {last}; there is one: more --tries, another --seed or a larger model may find it"
         )));
