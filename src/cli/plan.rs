@@ -109,7 +109,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     for sequence in 0..args.tries {
         let of_try = if sequence == 0 { &request } else { &freer };
         let mut request = Request { sequence, ..of_try.clone() };
-        let kept = beginnings.turn().to_vec();
+        let kept = beginnings.next_to_try().to_vec();
         if !kept.is_empty() {
             request.canvas = canvas(&files, &problem, &kept, longest)?;
         }

@@ -1,5 +1,7 @@
 //! Right equations that wrong answers begin with, and which of them to go on from.
 
+use std::cmp::Reverse;
+
 use super::{Equation, Problem, take};
 
 /// The right equations that the tries at a problem began with, and the empty beginning. Two that leave the same numbers
@@ -27,8 +29,8 @@ impl Beginnings {
 
     /// What the next try goes on from: the beginning that was tried least, of several the longest, of those the first
     /// found. So all that was found has its turn, however often the model writes one of them.
-    pub fn turn(&mut self) -> &[Equation] {
-        let least = self.known.iter_mut().min_by_key(|k| (k.tries, usize::MAX - k.equations.len()));
+    pub fn next_to_try(&mut self) -> &[Equation] {
+        let least = self.known.iter_mut().min_by_key(|k| (k.tries, Reverse(k.equations.len())));
         least.map_or(&[], |known| {
             known.tries += 1;
             &known.equations
@@ -74,31 +76,31 @@ mod tests {
         ] {
             let mut beginnings = Beginnings::new(&problem);
             beginnings.learn(&problem, answer, |_| true);
-            assert_eq!(written(beginnings.turn()), kept, "{answer}");
+            assert_eq!(written(beginnings.next_to_try()), kept, "{answer}");
         }
         let two: Problem = "1,2,3".parse().unwrap();
         let mut beginnings = Beginnings::new(&two);
         beginnings.learn(&two, "1+2=3", |_| true);
-        assert!(beginnings.turn().is_empty());
+        assert!(beginnings.next_to_try().is_empty());
     }
 
     #[test]
-    fn every_beginning_has_its_turn() {
+    fn every_beginning_has_its_next_to_try() {
         let problem: Problem = "86,28,13,31,96".parse().unwrap();
         let mut beginnings = Beginnings::new(&problem);
         let always = |_: &[Equation]| true;
-        assert_eq!(written(beginnings.turn()), "");
+        assert_eq!(written(beginnings.next_to_try()), "");
         beginnings.learn(&problem, "86-28=58,31+13=44,58+44=96", always);
-        assert_eq!(written(beginnings.turn()), "86-28=58,31+13=44", "the longest of what is new");
+        assert_eq!(written(beginnings.next_to_try()), "86-28=58,31+13=44", "the longest of what is new");
         beginnings.learn(&problem, "86-28=58,31+13=44,58+44=102", always);
-        assert_eq!(written(beginnings.turn()), "86-28=58");
+        assert_eq!(written(beginnings.next_to_try()), "86-28=58");
         beginnings.learn(&problem, "86-28=58,31+13=44,58-44=96", always);
         // All had one try: the longest again, then the next, then the empty one. The same numbers left are nothing new.
         beginnings.learn(&problem, "13+31=44,86-28=58,58+44=96", always);
-        let turns: Vec<String> = (0..4).map(|_| written(beginnings.turn())).collect();
+        let turns: Vec<String> = (0..4).map(|_| written(beginnings.next_to_try())).collect();
         assert_eq!(turns, ["13+31=44", "86-28=58,31+13=44", "86-28=58", "13+31=44"]);
-        assert_eq!(written(beginnings.turn()), "");
+        assert_eq!(written(beginnings.next_to_try()), "");
         beginnings.learn(&problem, "28+86=114,1+1=2", |equations| equations.is_empty());
-        assert_eq!(written(beginnings.turn()), "86-28=58,31+13=44", "what does not fit is not kept");
+        assert_eq!(written(beginnings.next_to_try()), "86-28=58,31+13=44", "what does not fit is not kept");
     }
 }
