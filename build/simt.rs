@@ -1,5 +1,5 @@
 //! Kernels for the host SIMT machine (docs/simt.md), and mutants of them: kernel files with a planted bug, which
-//! tests/simt.rs expects the machine to find.
+//! tests/simt/kernels.rs expects the machine to find.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -32,7 +32,7 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
             (stem(file), fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?);
         let name = format!("unwatched_{stem}");
         let mut one = compiler(cuda);
-        one.flag("-x").flag("c++").flag("-fno-exceptions").debug(false).opt_level(2);
+        one.flag("-x").flag("c++").flag("-fno-exceptions").flag("-g0").opt_level(2);
         if fused {
             one.flag("-mavx2").flag("-mfma");
         }
@@ -193,7 +193,10 @@ fn kernel_compiler(cuda: &Path) -> cc::Build {
 
 fn compiler(cuda: &Path) -> cc::Build {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").include(cuda).warnings(true).extra_warnings(true).debug(true);
+    build.cpp(true).std("c++17").include(cuda).warnings(true).extra_warnings(true);
+    // Lines and what was inlined where, which is what a report needs; nothing of variables, which would be most of every
+    // program that the machine is linked into.
+    build.debug(false).flag("-g1");
     // Products and sums are rounded one by one, as written; bits may be looked at in several types.
     build
         .flag("-Wno-unknown-pragmas")

@@ -1,4 +1,4 @@
-// Kernels with one fault each, and a few that look faulty and are not: tests/simt_machine.rs expects the machine to
+// Kernels with one fault each, and a few that look faulty and are not: tests/simt/machine.rs expects the machine to
 // tell which is which. A fault is reported at the line marked HERE, with the line marked OTHER as its other party.
 // Built for the SIMT machine only.
 #include "common/reduce.cuh"

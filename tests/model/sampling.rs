@@ -1,13 +1,11 @@
 //! What the samplers promise: the same tokens whatever the batch, the thread count and the order;
 //! the plan's distribution is the plain loop's; every order does what it says.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use common::{bundled, fixture, load};
+use crate::common::{bundled, fixture, load};
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::{Confidence, Mask};
 use lacuna::model::{Arena, ArenaSize, Batch, Model};

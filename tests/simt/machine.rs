@@ -1,12 +1,11 @@
 //! The SIMT machine itself: kernels with one fault each (`cuda/simt/faulty.cu`) are told from those without, by kind,
 //! kernel, line and other party, under every schedule.
-#![cfg(feature = "simt")]
 
 use lacuna::backend::cuda::simt::{Fault, Options, Simt};
 use lacuna::backend::cuda::{Buffer, Device, Format, Launch};
 use lacuna::element::Dtype;
 
-const SOURCE: &str = include_str!("../cuda/simt/faulty.cu");
+const SOURCE: &str = include_str!("../../cuda/simt/faulty.cu");
 const FILE: &str = "cuda/simt/faulty.cu";
 
 /// Lines on which `mark NAME` stands.

@@ -2,8 +2,6 @@
 //! is too large to ship: `tools/fetch_smollm2.py target/smollm2` fetches it. Without it these tests
 //! say so and pass.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use lacuna::backend::Mask;
@@ -22,7 +20,7 @@ fn folder() -> Option<PathBuf> {
 }
 
 fn expected() -> serde_json::Value {
-    serde_json::from_slice(&std::fs::read(common::fixture("smollm2.json")).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(crate::common::fixture("smollm2.json")).unwrap()).unwrap()
 }
 
 fn ids(value: &serde_json::Value) -> Vec<u32> {
@@ -33,7 +31,7 @@ fn ids(value: &serde_json::Value) -> Vec<u32> {
 fn greedy_continuations_token_for_token() {
     let Some(dir) = folder() else { return };
     let tokenizer = ModelFiles::open(&dir).unwrap().tokenizer.unwrap();
-    let model = common::load(&dir, 2);
+    let model = crate::common::load(&dir, 2);
     let expected = expected();
     let mut requests = Vec::new();
     let mut wanted = Vec::new();
@@ -58,7 +56,7 @@ fn greedy_continuations_token_for_token() {
 #[test]
 fn causal_loss_and_bidirectional_logits() {
     let Some(dir) = folder() else { return };
-    let model = common::load(&dir, 2);
+    let model = crate::common::load(&dir, 2);
     let expected = expected();
     let text = ids(&expected["paragraph_ids"]);
     let n = text.len();

@@ -1,11 +1,8 @@
 //! Drawing tokens with the CUDA kernel on the host SIMT machine: many random rows, golden samplers, Gumbel noise in
 //! distribution, and parameters in device memory that no host has checked.
-#![cfg(feature = "simt")]
 
-mod common;
-
-use common::golden::{Golden, count, number};
-use common::{GOLDEN, fixture, load};
+use crate::common::golden::{Golden, count, number};
+use crate::common::{GOLDEN, fixture, load};
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cpu::unmask::keep_mask;
 use lacuna::backend::cuda::simt::{Options, Simt};

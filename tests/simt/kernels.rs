@@ -1,5 +1,4 @@
 //! The kernels on the host SIMT machine: each stem's self-test, watched, under several schedules.
-#![cfg(feature = "simt")]
 
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cuda::Cuda;

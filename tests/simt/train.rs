@@ -1,11 +1,7 @@
 //! Training on the host SIMT machine: the golden cases, and steps that follow the CPU's.
-#![cfg(feature = "simt")]
 
-mod common;
-#[path = "support/train_cases.rs"]
-mod train_cases;
-
-use common::{GOLDEN, fixture};
+use crate::common::{GOLDEN, fixture};
+use crate::train_cases::{Bounds, EXACT};
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cuda::simt::{Options, Simt};
 use lacuna::backend::cuda::{Counts, Cuda, Device};
@@ -20,9 +16,8 @@ use lacuna::train::batch::{Objective, TimeWeight};
 use lacuna::train::learner::{Attention, Learner, Recipe, Shape, StepReport};
 use lacuna::train::lr::{Schedule, ScheduleKind};
 use lacuna::train::{Cursor, Example};
-use train_cases::{Bounds, EXACT};
 
-/// A machine that does not watch every access: `lacuna selftest` and `tests/simt.rs` do that.
+/// A machine that does not watch every access: `lacuna selftest` and `kernels.rs` do that.
 fn machine(dtype: Dtype) -> Cuda<Simt> {
     Cuda::with_dtype(Simt::new(Options { seed: 0, check: false }), dtype)
 }
@@ -35,14 +30,14 @@ fn trainable<B: Optimise + Backward>(backend: B, folder: &str) -> Model<B> {
 #[test]
 fn golden_losses_and_every_gradient() {
     let load = |folder: &str| trainable(machine(Dtype::F32), folder);
-    let (losses, gradients) = train_cases::losses_and_every_gradient(&load, &GOLDEN, EXACT);
+    let (losses, gradients) = crate::train_cases::losses_and_every_gradient(&load, &GOLDEN, EXACT);
     assert!(losses >= 40 && gradients >= 400, "only {losses} losses, {gradients} gradients");
 }
 
 #[test]
 fn golden_steps_of_adamw() {
     let load = |folder: &str| trainable(machine(Dtype::F32), folder);
-    let checked = train_cases::steps_of_adamw(&load, &GOLDEN);
+    let checked = crate::train_cases::steps_of_adamw(&load, &GOLDEN);
     assert!(checked > 100_000, "only {checked} numbers");
 }
 
@@ -57,7 +52,7 @@ fn golden_gradients_in_16_bits() {
         (Dtype::F16, Bounds { loss: 2e-3, gradient: 1e-2, together: 4e-3, element: 2e-2 }),
     ] {
         let load = |folder: &str| trainable(machine(dtype), folder);
-        let (losses, gradients) = train_cases::losses_and_every_gradient(&load, &golden, bounds);
+        let (losses, gradients) = crate::train_cases::losses_and_every_gradient(&load, &golden, bounds);
         assert!(losses >= 10 && gradients >= 100, "only {losses} losses, {gradients} gradients");
     }
 }

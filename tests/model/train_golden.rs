@@ -1,10 +1,6 @@
 //! Gradients and optimiser steps against vectors of an independent PyTorch implementation.
 
-mod common;
-#[path = "support/train_cases.rs"]
-mod train_cases;
-
-use common::{GOLDEN, fixture};
+use crate::common::{GOLDEN, fixture};
 use lacuna::backend::cpu::Cpu;
 use lacuna::element::Dtype;
 use lacuna::io::ModelFiles;
@@ -17,13 +13,14 @@ fn trainable(folder: &str) -> Model<Cpu<f32>> {
 
 #[test]
 fn losses_and_every_gradient() {
-    let (losses, gradients) = train_cases::losses_and_every_gradient(&trainable, &GOLDEN, train_cases::EXACT);
+    let (losses, gradients) =
+        crate::train_cases::losses_and_every_gradient(&trainable, &GOLDEN, crate::train_cases::EXACT);
     assert!(losses >= 40 && gradients >= 400, "only {losses} losses, {gradients} gradients");
 }
 
 #[test]
 fn steps_of_adamw() {
-    let checked = train_cases::steps_of_adamw(&trainable, &GOLDEN);
+    let checked = crate::train_cases::steps_of_adamw(&trainable, &GOLDEN);
     assert!(checked > 100_000, "only {checked} numbers");
 }
 

@@ -1,5 +1,4 @@
 //! Bugs planted into the real kernels (`cuda/simt/plants/`) and into launches: the SIMT machine must name each.
-#![cfg(feature = "simt")]
 
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cuda::simt::{Fault, Options, Simt};

@@ -1,14 +1,9 @@
 //! The whole engine on the host SIMT machine: the golden cases, and the bundled model's tokens, which are the CPU's.
-#![cfg(feature = "simt")]
-
-mod common;
-#[path = "support/golden_cases.rs"]
-mod golden_cases;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use common::GOLDEN;
+use crate::common::GOLDEN;
 use lacuna::backend::cpu::Cpu;
 use lacuna::backend::cuda::simt::{Limits as SimtLimits, Options, Simt};
 use lacuna::backend::cuda::{Counts, Cuda, Device};
@@ -19,7 +14,7 @@ use lacuna::sample::{
     Canvas, CountSchedule, Finish, Generation, Limits, MemoryPlan, Order, Part, Request, Sampler,
 };
 
-/// A machine that does not watch every access: `lacuna selftest` and `tests/simt.rs` do that.
+/// A machine that does not watch every access: `lacuna selftest` and `kernels.rs` do that.
 fn machine() -> Cuda<Simt> {
     Cuda::new(Simt::new(Options { seed: 0, check: false }))
 }
@@ -36,22 +31,22 @@ fn bundled() -> Arc<Model<Cuda<Simt>>> {
 
 #[test]
 fn golden_logits_under_every_mask() {
-    golden_cases::logits_under_every_mask(&load);
+    crate::golden_cases::logits_under_every_mask(&load);
 }
 
 #[test]
 fn golden_samplers_token_for_token() {
-    golden_cases::samplers_token_for_token(&load, &[GOLDEN[0].0, GOLDEN[2].0], 1);
+    crate::golden_cases::samplers_token_for_token(&load, &[GOLDEN[0].0, GOLDEN[2].0], 1);
 }
 
 #[test]
 fn golden_losses() {
-    golden_cases::losses(&load);
+    crate::golden_cases::losses(&load);
 }
 
 #[test]
 fn golden_scores() {
-    golden_cases::multiple_choice_scores(&load);
+    crate::golden_cases::multiple_choice_scores(&load);
 }
 
 const CONFIDENT: Order =
@@ -97,7 +92,7 @@ fn requests(seeds: std::ops::Range<u64>) -> Vec<Request> {
 #[test]
 fn tokens_are_those_of_the_cpu_alone_and_in_batches() {
     let requests = requests(0..20);
-    let mut cpu = Sampler::new(common::bundled(2), Limits { sequences: 1, tokens: 128 }).unwrap();
+    let mut cpu = Sampler::new(crate::common::bundled(2), Limits { sequences: 1, tokens: 128 }).unwrap();
     let expected = cpu.generate_with(&requests, &mut ()).unwrap();
     let model = bundled();
     for sequences in [1, 5] {
@@ -247,7 +242,7 @@ fn too_little_memory_says_what_would_fit() {
 #[test]
 fn the_memory_plan_is_what_is_allocated() {
     for dir in ["golden/gpt2-tiny", "golden/llama-tiny"] {
-        let model = load(&common::fixture(dir));
+        let model = load(&crate::common::fixture(dir));
         for limits in [Limits { sequences: 1, tokens: 33 }, Limits { sequences: 4, tokens: 100 }] {
             let device = model.backend().device();
             let before = device.free_memory().unwrap();
@@ -273,10 +268,10 @@ fn synthetic_weights_give_the_logits_of_the_cpu() {
         model.logits(&batch, &mut arena, Mask::Full).unwrap()
     }
     for shape in [SyntheticShape::TinyGpt2, SyntheticShape::TinyLlama] {
-        let expected = logits(common::backend(2), shape, 4);
-        let error = common::relative(&logits(machine(), shape, 4), &expected);
+        let expected = logits(crate::common::backend(2), shape, 4);
+        let error = crate::common::relative(&logits(machine(), shape, 4), &expected);
         assert!(error < 1e-4, "{shape}: {error:e}");
-        let other = common::relative(&logits(common::backend(1), shape, 5), &expected);
+        let other = crate::common::relative(&logits(crate::common::backend(1), shape, 5), &expected);
         assert!(other > 0.5, "{shape}: another seed differs by {other:e} only");
     }
 }
@@ -318,7 +313,7 @@ fn an_early_end_is_that_of_the_cpu() {
 #[test]
 fn logits_that_are_no_numbers_are_an_error() {
     let folder = tempfile::tempdir().unwrap();
-    let source = common::fixture("golden/gpt2-tiny");
+    let source = crate::common::fixture("golden/gpt2-tiny");
     std::fs::copy(source.join("config.json"), folder.path().join("config.json")).unwrap();
     let mut bytes = std::fs::read(source.join("model.safetensors")).unwrap();
     let (header, parsed) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -352,7 +347,7 @@ fn decoding_from_left_to_right_is_that_of_the_cpu() {
         })
         .collect();
     let limits = Limits { sequences: 3, tokens: 48 };
-    let mut cpu = Sampler::new(common::bundled(2), limits).unwrap();
+    let mut cpu = Sampler::new(crate::common::bundled(2), limits).unwrap();
     let expected = cpu.generate_with(&requests, &mut ()).unwrap();
     let mut sampler = Sampler::new(bundled(), limits).unwrap();
     let before = counts(&sampler);

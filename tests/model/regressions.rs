@@ -1,13 +1,11 @@
 //! What broke once, and must not again; each test is named by what broke.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::{fixture, load};
 use assert_cmd::Command;
-use common::{fixture, load};
 use lacuna::backend::Confidence;
 use lacuna::diffusion::schedule::{Counts, share_steps};
 use lacuna::sample::{Canvas, CountSchedule, Limits, Order, Request, Sampler};
