@@ -1,5 +1,5 @@
-//! The CUDA kernels on the host SIMT machine. One program, because each that holds the kernels and the engine over them takes
-//! a minute to build and 80 MB.
+//! The CUDA kernels on the host SIMT machine. One program: each that holds the kernels, and the engine over them, takes a
+//! minute to build and 80 MB.
 #![cfg(feature = "simt")]
 
 #[path = "../common/mod.rs"]
