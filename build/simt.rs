@@ -1,5 +1,5 @@
 //! Kernels for the host SIMT machine (docs/simt.md), and mutants of them: kernel files with a planted bug, which
-//! tests/simt/kernels.rs expects the machine to find.
+//! tests/simt/plants.rs expects the machine to find.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -7,6 +7,10 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Lines and what was inlined where, which is what a report needs; nothing of variables, which would be most of every
+/// program that the machine is linked into.
+const DEBUG: &str = "-g1";
 
 const MACHINE: [&str; 3] = ["scheduler.cpp", "units.cpp", "checker.cpp"];
 
@@ -32,7 +36,7 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
             (stem(file), fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?);
         let name = format!("unwatched_{stem}");
         let mut one = compiler(cuda);
-        one.flag("-x").flag("c++").flag("-fno-exceptions").flag("-g0").opt_level(2);
+        one.flag("-x").flag("c++").flag("-fno-exceptions").opt_level(2);
         if fused {
             one.flag("-mavx2").flag("-mfma");
         }
@@ -54,7 +58,7 @@ pub fn compile(cuda: &Path, out: &Path) -> Result<(), String> {
     archive.try_compile("lacuna_simt_kernels").map_err(|e| failed(&e))?;
 
     let mut machine = compiler(cuda);
-    machine.opt_level(3).files(MACHINE.map(|f| cuda.join("simt").join(f)));
+    machine.flag(DEBUG).opt_level(3).files(MACHINE.map(|f| cuda.join("simt").join(f)));
     machine.try_compile("lacuna_simt").map_err(|e| failed(&e))?;
 
     let mut source = format!(
@@ -187,16 +191,13 @@ fn compile_each(tasks: &[Task], cuda: &Path, out: &Path) -> Result<Vec<PathBuf>,
 /// linked.
 fn kernel_compiler(cuda: &Path) -> cc::Build {
     let mut build = compiler(cuda);
-    build.flag("-x").flag("c++").flag("-fsanitize=thread").flag("-fno-exceptions");
+    build.flag("-x").flag("c++").flag("-fsanitize=thread").flag("-fno-exceptions").flag(DEBUG);
     build
 }
 
 fn compiler(cuda: &Path) -> cc::Build {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").include(cuda).warnings(true).extra_warnings(true);
-    // Lines and what was inlined where, which is what a report needs; nothing of variables, which would be most of every
-    // program that the machine is linked into.
-    build.debug(false).flag("-g1");
+    build.cpp(true).std("c++17").include(cuda).warnings(true).extra_warnings(true).debug(false);
     // Products and sums are rounded one by one, as written; bits may be looked at in several types.
     build
         .flag("-Wno-unknown-pragmas")

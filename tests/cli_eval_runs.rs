@@ -183,6 +183,14 @@ fn countdown_data_are_problems_and_the_planner_is_checked() {
     let remask: Vec<Option<bool>> =
         found.iter().filter(|r| r["metric"] == "accuracy").map(|r| r["remask"].as_bool()).collect();
     assert_eq!(remask, [Some(false), Some(true)]);
+    let orders: Vec<&str> =
+        found.iter().filter(|r| r["metric"] == "accuracy").filter_map(|r| r["order"].as_str()).collect();
+    assert_eq!(orders, ["confidence", "confidence+remask"]);
+    let flags = ["--limit", "2", "-T", "2", "--order", "confidence"];
+    for (flag, order) in [(&[][..], "confidence"), (&["--remask"], "confidence+remask")] {
+        let alone = results(&[&["countdown", "--data", path], &flags[..], flag].concat());
+        assert!(!alone.is_empty() && alone.iter().all(|r| r["order"] == order), "{alone:?}");
+    }
     let without = found.iter().filter(|r| r["remask"] == false && r["metric"] == "changed");
     assert!(
         without.clone().count() == 1 && without.clone().all(|r| r["value"] == 0.0),

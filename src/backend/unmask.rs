@@ -47,6 +47,17 @@ const HOTTEST: f32 = 1e30;
 const VOCAB_LIMIT: usize = 1 << 24;
 
 impl RowParams {
+    /// From the model's own distribution, at `uniform` 0: what other parameters are written as changes to.
+    pub const PLAIN: Self = Self {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        suppress: NO_TOKEN,
+        uniform: 0.0,
+        confidence: Confidence::MaxProb,
+        given: NO_TOKEN,
+    };
+
     /// Checks what does not depend on the logits.
     ///
     /// # Errors

@@ -14,15 +14,7 @@ use statrs::distribution::{ChiSquared, ContinuousCDF};
 mod golden;
 use golden::{Golden, MODELS};
 
-const PLAIN: RowParams = RowParams {
-    temperature: 1.0,
-    top_p: 1.0,
-    top_k: 0,
-    suppress: NO_TOKEN,
-    uniform: 0.0,
-    confidence: Confidence::MaxProb,
-    given: NO_TOKEN,
-};
+const PLAIN: RowParams = RowParams::PLAIN;
 
 /// The definition, by sorting.
 struct Naive {

@@ -9,7 +9,7 @@ use lacuna::backend::cuda::simt::{Options, Simt};
 use lacuna::backend::cuda::{
     Buffer, Cuda, Draws, Format, NoiseAddress, RowNoise, UNMASK_WORDS, UnmaskVariant, unmask_words,
 };
-use lacuna::backend::{Confidence, Mask, NO_TOKEN, RowParams};
+use lacuna::backend::{Mask, NO_TOKEN, RowParams};
 use lacuna::diffusion::{reveal, shift};
 use lacuna::element::Dtype;
 use lacuna::model::{Arena, ArenaSize, Batch};
@@ -17,15 +17,7 @@ use lacuna::selftest::{self, Grid, Rig};
 use lacuna::{Error, Result};
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
-const PLAIN: RowParams = RowParams {
-    temperature: 1.0,
-    top_p: 1.0,
-    top_k: 0,
-    suppress: NO_TOKEN,
-    uniform: 0.0,
-    confidence: Confidence::MaxProb,
-    given: NO_TOKEN,
-};
+const PLAIN: RowParams = RowParams::PLAIN;
 
 fn machine(check: bool) -> Cuda<Simt> {
     Cuda::new(Simt::new(Options { seed: 0, check }))

@@ -36,7 +36,7 @@ use super::trace::{Form as TraceForm, Recording};
 use super::{device, terminal};
 use crate::error::Result;
 use crate::io::{AtomicFile, ModelFiles};
-use crate::sample::Canvas;
+use crate::sample::{Canvas, Order};
 
 const EXAMPLES: &str = "\
 Every task reads a plain file (docs/evaluation.md has the forms), takes --limit,
@@ -239,7 +239,10 @@ fn take<'f, E: Exam>(
     let remask: &[Option<bool>] = if *both { &[Some(false), Some(true)] } else { &[None] };
     let seed = sampling.seed.unwrap_or(0);
     let settings = harness::settings(run, *steps, remask, seed)?;
-    let about = about(&task, &*engine, files, Some(order_name(&sample).to_owned()), choices.clone(), seed);
+    // Where there are runs of both kinds, each result says itself which it is of.
+    let remasks = !both && matches!(sample.order, Order::Confidence { remask: true, .. });
+    let order = results::order_of(order_name(&sample), remasks);
+    let about = about(&task, &*engine, files, Some(order), choices.clone(), seed);
     let ran = harness::run(&mut task, &settings, &work(&about), run, context);
     // A run that went on where nothing was left to draw leaves the recording of the one before.
     if let (Some(path), Some(runs)) = (trace, task.recorded.as_ref().filter(|runs| !runs.is_empty())) {

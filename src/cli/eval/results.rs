@@ -114,12 +114,14 @@ pub struct About {
     pub seed: u64,
 }
 
+/// The name of an order in results, which tells runs with remasking from those without.
+pub fn order_of(name: &str, remask: bool) -> String {
+    if remask { format!("{name}+remask") } else { name.to_owned() }
+}
+
 /// A result as a line that `lacuna report` reads.
 pub fn line(about: &About, s: &Summary) -> Value {
-    let order = match (&about.order, s.remask) {
-        (Some(order), Some(true)) => Some(format!("{order}+remask")),
-        (order, _) => order.clone(),
-    };
+    let order = about.order.as_deref().map(|order| order_of(order, s.remask == Some(true)));
     json!({
         "schema": 1, "eval": format!("{} {}", about.task, s.metric.name), "task": about.task, "metric": s.metric.name,
         "model": about.model, "order": order, "steps": s.steps, "remask": s.remask, "items": s.items,
